@@ -1,0 +1,121 @@
+//! Condition types and reasons: every word that `status.conditions` may hold.
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+/// Condition types. `Ready`, `Reconciling` and `Stalled` follow kstatus.
+pub mod types {
+    /// The object does what its spec says.
+    pub const READY: &str = "Ready";
+    /// Work is in progress; absent otherwise.
+    pub const RECONCILING: &str = "Reconciling";
+    /// Nothing will change until a person changes something; absent otherwise.
+    pub const STALLED: &str = "Stalled";
+    /// Service: the Deployment runs what the spec says.
+    pub const WORKLOAD_AVAILABLE: &str = "WorkloadAvailable";
+    /// Service: every referenced Database has credentials.
+    pub const DATABASES_READY: &str = "DatabasesReady";
+    /// Service: every exposed route is served, and protected where it must be.
+    pub const ROUTES_PROGRAMMED: &str = "RoutesProgrammed";
+    /// Database, DatabaseClass: the server answers and is the one that is meant.
+    pub const SERVER_REACHABLE: &str = "ServerReachable";
+    /// Database: database, roles and privileges exist on the server.
+    pub const PROVISIONED: &str = "Provisioned";
+    /// Database: each Secret holds credentials that can log in.
+    pub const CREDENTIALS_READY: &str = "CredentialsReady";
+    /// Database: deletion waits for a person.
+    pub const DELETION_BLOCKED: &str = "DeletionBlocked";
+    /// AuthPolicy: the policy compiles.
+    pub const ACCEPTED: &str = "Accepted";
+    /// AuthPolicy: the compiled rules are loaded by every ready Oathkeeper pod.
+    pub const PROGRAMMED: &str = "Programmed";
+    /// AuthClass: the rules of all accepted policies are published.
+    pub const PUBLISHED: &str = "Published";
+}
+
+/// Declares [`Reason`] with the word and the documentation of each variant.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident,)+) => {
+        /// Why a condition has its status. The variant's name is the word that
+        /// stands in `reason`.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        pub enum Reason { $($(#[$doc])* $variant,)+ }
+
+        impl Reason {
+            /// The word as it stands in `status.conditions[].reason`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+
+            /// Every reason, for documentation and tests.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+        }
+    };
+}
+
+reasons! {
+    /// All is as the spec says.
+    Succeeded,
+    /// Work goes on; nothing has failed.
+    Progressing,
+    /// The spec contradicts itself or another object; a person must change it.
+    Invalid,
+    /// The named class, or any default class, does not exist.
+    ClassNotFound,
+    /// Several classes claim to be the default.
+    ClassAmbiguous,
+    /// A child's name is taken by an object that is not ours.
+    NameConflict,
+    /// The host and path belong to another Service.
+    HostConflict,
+    /// The host is not one that the EdgeClass allows here.
+    HostNotAllowed,
+    /// The API server refused for lack of permission.
+    Forbidden,
+    /// A broken invariant of the operator.
+    InternalError,
+    /// The API server or another system did not answer as it should; retried.
+    Unavailable,
+    /// A referenced Database is absent or not ready.
+    DatabaseNotReady,
+    /// A referenced Secret or ConfigMap, or a key of it, is absent.
+    ReferenceMissing,
+    /// A Service named in `dependsOn` does not exist.
+    DependencyMissing,
+    /// Pods are being replaced or started.
+    RolloutInProgress,
+    /// The rollout did not finish within its deadline; the message has the cause.
+    RolloutFailed,
+    /// A hook is running; the Deployment waits.
+    HookRunning,
+    /// A hook failed; the Deployment is held back.
+    HookFailed,
+    /// An exposed route waits for an AuthPolicy that targets it.
+    NoAuthPolicy,
+    /// An AuthPolicy targets the route, but its rules are not live yet.
+    PolicyNotProgrammed,
+    /// Nothing is exposed.
+    NotExposed,
+    /// A policy targets a Service or an exposed route that does not exist.
+    TargetNotFound,
+    /// Two rules, or two policies, match the same request.
+    OverlappingRules,
+    /// An older policy already governs this target.
+    Conflicted,
+    /// The issuer is not one that the AuthClass trusts.
+    IssuerNotAllowed,
+    /// Rules are published and not yet confirmed by every ready Oathkeeper pod.
+    PropagatingRules,
+    /// Keto did not answer or refused.
+    KetoUnavailable,
+    /// No ready Oathkeeper pod.
+    OathkeeperUnavailable,
+    /// The server refuses connections or does not answer.
+    ServerUnreachable,
+    /// The administrator lacks a right that provisioning needs.
+    InsufficientPrivileges,
+    /// The name exists on the server and is not marked as ours.
+    DatabaseConflict,
+    /// `deletionProtection` is enabled while `reclaimPolicy` would delete.
+    DeletionProtected,
+}

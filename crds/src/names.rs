@@ -1,0 +1,19 @@
+//! Labels and annotations of the group, each with its one meaning.
+
+/// Name of the `Service` object a child belongs to.
+pub const SERVICE_LABEL: &str = "peristyle.dev/service";
+/// Name of the `Database` object a child belongs to.
+pub const DATABASE_LABEL: &str = "peristyle.dev/database";
+/// Name of the `DatabaseClass` object a child belongs to.
+pub const DATABASE_CLASS_LABEL: &str = "peristyle.dev/database-class";
+/// Name of the `AuthClass` object a child belongs to.
+pub const AUTH_CLASS_LABEL: &str = "peristyle.dev/auth-class";
+/// Name of the `EdgeClass` that may load a route. Only the operator may set it
+/// (a ValidatingAdmissionPolicy in the chart), and the edge loads nothing
+/// without it: Traefik's object names collide across namespaces.
+pub const EDGE_LABEL: &str = "peristyle.dev/edge";
+
+/// Value of `app.kubernetes.io/managed-by` on every child.
+pub const MANAGED_BY: &str = "peristyle";
+/// Label that every child carries and every child watch selects.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";

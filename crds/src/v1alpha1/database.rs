@@ -1,0 +1,184 @@
+//! `Database`: one database with its own roles, credentials and life cycle.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::LocalName;
+
+/// What the database is called, who may use it and what happens at its end.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "peristyle.dev",
+    version = "v1alpha1",
+    kind = "Database",
+    namespaced,
+    status = "DatabaseStatus",
+    shortname = "psdb",
+    category = "peristyle",
+    derive = "PartialEq",
+    doc = "One database on the server of a DatabaseClass, with its own roles and credentials.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Class", type_ = "string", json_path = ".status.server.class"),
+    printcolumn(name = "Database", type_ = "string", json_path = ".status.databaseName"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)",
+        "spec.className is immutable; a database does not move between servers"),
+    validation = ("has(self.name) == has(oldSelf.name) && (!has(self.name) || self.name == oldSelf.name)",
+        "spec.name is immutable; a database is not renamed")
+)]
+pub struct DatabaseSpec {
+    /// Name of the DatabaseClass; immutable. Default: the class annotated as default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: Option<String>,
+
+    /// Name on the server; immutable. Default: made from namespace and name, unique on the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z][a-z0-9_]{0,49}$"))]
+    pub name: Option<String>,
+
+    /// The built-in roles and where their credentials go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Roles>,
+
+    /// What deleting this object does to the data. Default: Retain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaim_policy: Option<ReclaimPolicy>,
+
+    /// Whether a deletion that would destroy data waits for a person. Default: Enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_protection: Option<DeletionProtection>,
+}
+
+impl DatabaseSpec {
+    /// The policy with its default.
+    #[must_use]
+    pub fn reclaim_policy(&self) -> ReclaimPolicy {
+        self.reclaim_policy.unwrap_or_default()
+    }
+
+    /// Whether deletion protection is on; the default is on.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.deletion_protection.unwrap_or_default() == DeletionProtection::Enabled
+    }
+}
+
+/// The built-in roles.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Roles {
+    /// Reads and writes rows; for workloads. Secret by default: `<name>-db`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<Role>,
+    /// Reads rows. Secret by default: `<name>-db-ro`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reader: Option<Role>,
+    /// Owns the schema; for migrations. Secret by default: `<name>-db-owner`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Role>,
+}
+
+/// One role.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Role {
+    /// Name of the Secret that receives the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub secret_name: Option<String>,
+    /// Connections that the role's login may hold. Default: 30 (owner: 5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub connection_limit: Option<i32>,
+}
+
+/// What deleting the object does to the data.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum ReclaimPolicy {
+    /// Database, roles and credentials stay on the server.
+    #[default]
+    Retain,
+    /// Database and roles are dropped.
+    Delete,
+}
+
+/// Guard against destroying data.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum DeletionProtection {
+    /// A deletion with `reclaimPolicy: Delete` waits until this is Disabled.
+    #[default]
+    Enabled,
+    /// `reclaimPolicy` acts.
+    Disabled,
+}
+
+/// What the operator observed.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseStatus {
+    /// Generation of the spec that this status speaks of; -1 before the first look.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// The server, as it was when the database was first bound to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
+    /// Name on the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_name: Option<String>,
+    /// Secret of the writer, as servicebinding.io's Provisioned Service wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<LocalName>,
+    /// Roles that can log in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["role".into()]))]
+    pub roles: Vec<RoleStatus>,
+    /// Ready, Reconciling, Stalled, ServerReachable, Provisioned, CredentialsReady, DeletionBlocked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The server that holds the database.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Server {
+    /// Name of the DatabaseClass.
+    pub class: String,
+    /// Host that clients connect to.
+    pub host: String,
+    /// Port.
+    pub port: i32,
+    /// Version as the server reports it.
+    pub version: String,
+    /// `system_identifier` of the cluster: another server behind the same address is noticed.
+    pub system_identifier: String,
+}
+
+/// A role that can log in.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleStatus {
+    /// Writer, Reader or Owner.
+    pub role: RoleName,
+    /// Secret with the credentials.
+    pub secret_name: String,
+}
+
+/// The three built-in roles.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum RoleName {
+    /// Owns the schema; for migrations.
+    Owner,
+    /// Reads and writes rows.
+    #[default]
+    Writer,
+    /// Reads rows.
+    Reader,
+}
