@@ -1,0 +1,230 @@
+//! Writing children: server-side apply with one field manager, an ownership
+//! guard and no request when nothing would change.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Mutex, PoisonError},
+};
+
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    core::NamespaceResourceScope,
+};
+use peristyle_crds::{FIELD_MANAGER, condition::Reason};
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    metadata::is_controlled_by,
+    retry::{self, Class, Classified},
+};
+
+/// A namespaced kind that the operator writes.
+pub trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+impl<K> Child for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+
+/// Why a child could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name is taken by an object of somebody else.
+    #[error("{kind} {name} exists and is not controlled by this object; rename or delete it")]
+    NameConflict {
+        /// Kind of the child.
+        kind: String,
+        /// Name of the child.
+        name: String,
+    },
+    /// The API server refused or did not answer.
+    #[error("failed to {verb} {kind} {name}: {source}")]
+    Request {
+        /// What was tried.
+        verb: &'static str,
+        /// Kind of the child.
+        kind: String,
+        /// Name of the child.
+        name: String,
+        /// Why not.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The child is not valid JSON; a bug.
+    #[error("failed to encode {0}")]
+    Encode(String, #[source] serde_json::Error),
+}
+
+impl Classified for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::NameConflict { .. } => Class::Terminal,
+            Self::Request { source, .. } => retry::classify(source),
+            Self::Encode(..) => Class::Bug,
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::NameConflict { .. } => Reason::NameConflict,
+            Self::Request { .. } | Self::Encode(..) => retry::reason(self.class()),
+        }
+    }
+}
+
+/// What the last apply of an object sent and what the server made of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Record {
+    desired: [u8; 32],
+    live: [u8; 32],
+}
+
+/// Writes children and remembers what it wrote.
+pub struct Applier {
+    client: Client,
+    applied: Mutex<HashMap<String, Record>>,
+}
+
+impl Applier {
+    /// An applier that has written nothing yet.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client, applied: Mutex::default() }
+    }
+
+    /// Makes the live object match `desired`, which must name its controller.
+    ///
+    /// `live` is the object as the cache has it. Sends nothing when it is what
+    /// the last apply of the same `desired` left behind. Fields that `desired`
+    /// does not name are left to their owners.
+    ///
+    /// # Errors
+    /// [`Error::NameConflict`] when an object of that name exists that is not
+    /// ours; [`Error::Request`] when the API server refuses.
+    pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
+        let name = desired.name_any();
+        let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
+        let wanted = encode(desired)?;
+        let key = key(desired);
+        let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
+        match live {
+            Some(live) => {
+                guard(live, &owner)?;
+                let record = Record { desired: digest(&wanted), live: digest(&settled(live)?) };
+                if self.remembered(&key) == Some(record) {
+                    return Ok(live.clone());
+                }
+            }
+            // The caches hold only what carries our label: an object of somebody
+            // else is invisible there, and a forced apply would take it over.
+            None => {
+                if let Some(found) =
+                    api.get_metadata_opt(&name).await.map_err(|e| Error::request::<K>("get", &name, e))?
+                {
+                    guard(&found, &owner)?;
+                }
+            }
+        }
+        let applied = api
+            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&with_type(wanted.clone(), desired)))
+            .await
+            .map_err(|e| Error::request::<K>("apply", &name, e))?;
+        let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
+        Ok(applied)
+    }
+
+    /// Deletes `live` if it is controlled by `owner` and still the object that was seen.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the API server refuses; an object that is gone is no error.
+    pub async fn delete<K: Child>(&self, live: &K, owner: &str) -> Result<(), Error> {
+        let name = live.name_any();
+        guard(live, owner)?;
+        let api: Api<K> = Api::namespaced(self.client.clone(), &live.namespace().unwrap_or_default());
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
+            ..DeleteParams::background()
+        };
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(live));
+        match api.delete(&name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(Error::request::<K>("delete", &name, error)),
+        }
+    }
+
+    fn remembered(&self, key: &str) -> Option<Record> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+}
+
+impl Error {
+    fn request<K: Resource<DynamicType = ()>>(verb: &'static str, name: &str, source: kube::Error) -> Self {
+        Self::Request {
+            verb,
+            kind: K::kind(&()).into_owned(),
+            name: name.to_owned(),
+            source: Box::new(source),
+        }
+    }
+}
+
+fn guard<K: Resource>(live: &K, owner: &str) -> Result<(), Error>
+where
+    K::DynamicType: Default,
+{
+    if is_controlled_by(live, owner) {
+        return Ok(());
+    }
+    Err(Error::NameConflict { kind: K::kind(&K::DynamicType::default()).into_owned(), name: live.name_any() })
+}
+
+fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+}
+
+fn encode<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(object).map_err(|e| Error::Encode(key(object), e))
+}
+
+/// An apply needs `apiVersion` and `kind`; most types of a store lack them.
+fn with_type<K: Child>(mut value: serde_json::Value, _: &K) -> serde_json::Value {
+    if let Some(object) = value.as_object_mut() {
+        object.insert("apiVersion".to_owned(), K::api_version(&()).into_owned().into());
+        object.insert("kind".to_owned(), K::kind(&()).into_owned().into());
+    }
+    value
+}
+
+/// The parts of an object that only a writer of its spec changes.
+fn settled<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
+    let mut value = encode(object)?;
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+        object.remove("apiVersion");
+        object.remove("kind");
+        if let Some(metadata) = object.get_mut("metadata").and_then(|m| m.as_object_mut()) {
+            for volatile in ["managedFields", "resourceVersion", "generation"] {
+                metadata.remove(volatile);
+            }
+            // Written by the Deployment controller at each rollout.
+            if let Some(annotations) = metadata.get_mut("annotations").and_then(|a| a.as_object_mut()) {
+                annotations.remove("deployment.kubernetes.io/revision");
+                if annotations.is_empty() {
+                    metadata.remove("annotations");
+                }
+            }
+        }
+    }
+    Ok(value)
+}
+
+fn digest(value: &serde_json::Value) -> [u8; 32] {
+    Sha256::digest(value.to_string()).into()
+}

@@ -1,0 +1,25 @@
+//! What every reconcile may use.
+
+use kube::Client;
+
+use crate::{
+    apply::Applier, backoff::Backoff, config::Config, events::Events, metrics::Metrics, stores::Stores,
+};
+
+/// Shared by all controllers of the process.
+pub struct Context {
+    /// Client of the API server.
+    pub client: Client,
+    /// Settings.
+    pub config: Config,
+    /// Caches of all watched kinds.
+    pub stores: Stores,
+    /// Writer of children.
+    pub applier: Applier,
+    /// Writer of events.
+    pub events: Events,
+    /// Delay before the next try of each object that fails.
+    pub backoff: Backoff,
+    /// Metrics of the process.
+    pub metrics: Metrics,
+}

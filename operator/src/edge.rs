@@ -1,0 +1,3 @@
+//! Hosts, routes and the edges that serve them.
+
+pub mod claims;

@@ -1,0 +1,38 @@
+//! Events on transitions, one recorder for the process.
+
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+
+use crate::conditions::{Finding, State};
+
+/// Writes events; a lost event is logged and never fails a reconcile.
+pub struct Events(Recorder);
+
+impl Events {
+    /// Events reported by the process `identity`.
+    #[must_use]
+    pub fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter { controller: "peristyle".to_owned(), instance: Some(identity.to_owned()) };
+        Self(Recorder::new(client, reporter))
+    }
+
+    /// Tells that `object` now stands as `finding` says.
+    pub async fn transition<K: Resource<DynamicType = ()>>(&self, object: &K, finding: &Finding) {
+        let type_ = match finding.state {
+            State::Good | State::Waiting => EventType::Normal,
+            State::Failed | State::Stalled => EventType::Warning,
+        };
+        let event = Event {
+            type_,
+            reason: finding.reason.as_str().to_owned(),
+            note: Some(finding.message.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.0.publish(&event, &object.object_ref(&())).await {
+            tracing::warn!(%error, "failed to publish an event");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Name, labels and owner of every child.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{Resource, ResourceExt};
+use peristyle_crds::names::{MANAGED_BY, MANAGED_BY_LABEL};
+
+/// The label that ties a child to its owner, and the owner.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Namespace of the owner's children.
+    pub namespace: String,
+    /// Name of the owner.
+    pub name: String,
+    /// Label key that carries the owner's name on its children.
+    pub label: &'static str,
+    /// Reference to the owner; makes it the controller of its children.
+    pub reference: OwnerReference,
+}
+
+impl Owner {
+    /// The owner `object`, whose children live in `namespace` and carry `label`.
+    ///
+    /// An object that never was in a cluster (`peristyle render`) has an empty UID.
+    pub fn new<K: Resource<DynamicType = ()>>(object: &K, namespace: &str, label: &'static str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: object.name_any(),
+            label,
+            reference: OwnerReference {
+                api_version: K::api_version(&()).into_owned(),
+                kind: K::kind(&()).into_owned(),
+                name: object.name_any(),
+                uid: object.uid().unwrap_or_default(),
+                controller: Some(true),
+                block_owner_deletion: Some(true),
+            },
+        }
+    }
+
+    /// Labels of every child.
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        [
+            ("app.kubernetes.io/name", self.name.as_str()),
+            ("app.kubernetes.io/instance", self.name.as_str()),
+            ("app.kubernetes.io/part-of", self.namespace.as_str()),
+            (MANAGED_BY_LABEL, MANAGED_BY),
+            (self.label, self.name.as_str()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    /// Labels that select the owner's pods; immutable, so never a version.
+    #[must_use]
+    pub fn selector(&self) -> BTreeMap<String, String> {
+        [("app.kubernetes.io/instance", self.name.as_str()), (self.label, self.name.as_str())]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    /// Metadata of the child `name`.
+    #[must_use]
+    pub fn child(&self, name: impl Into<String>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(self.labels()),
+            owner_references: Some(vec![self.reference.clone()]),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+/// Whether `object` has `uid` as its controlling owner.
+#[must_use]
+pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
+    object.meta().owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
+}
