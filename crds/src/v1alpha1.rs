@@ -1,6 +1,9 @@
 //! Version `v1alpha1`: three kinds for application teams, three classes for
 //! the platform team.
-#![allow(clippy::duplicated_attributes, reason = "kube's printcolumn repeats its keys for every column")]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "kube's printcolumn repeats its keys for every column"
+)]
 
 pub mod auth_class;
 pub mod auth_policy;
@@ -65,7 +68,9 @@ pub struct LocalName {
 }
 
 /// A path of a request: exactly one of the two.
-#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, kube::KubeSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(
+    Clone, Debug, Default, Deserialize, Eq, Hash, kube::KubeSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
 #[x_kube(validation = ("has(self.prefix) != has(self.exact)", "set exactly one of prefix and exact"))]
 pub struct PathMatch {
     /// Matches the path itself and everything below it, by whole segments.

@@ -37,12 +37,19 @@ pub async fn serve(address: SocketAddr, ctx: Arc<Context>, readiness: Readiness)
         .await
         .map_err(|e| anyhow::anyhow!("--admin-address {address}: {e}; choose another address or port"))?;
     let ready = move || async move {
-        if readiness.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "caches are filling") }
+        if readiness.is_set() {
+            (StatusCode::OK, "ok")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "caches are filling")
+        }
     };
     let router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
-        .route("/metrics", get(async |State(ctx): State<Arc<Context>>| ctx.metrics.encode()))
+        .route(
+            "/metrics",
+            get(async |State(ctx): State<Arc<Context>>| ctx.metrics.encode()),
+        )
         .with_state(ctx);
     axum::serve(listener, router).await?;
     Ok(())

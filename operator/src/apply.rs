@@ -27,7 +27,11 @@ pub trait Child:
 {
 }
 impl<K> Child for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
 {
 }
 
@@ -94,7 +98,10 @@ impl Applier {
     /// An applier that has written nothing yet.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, applied: Mutex::default() }
+        Self {
+            client,
+            applied: Mutex::default(),
+        }
     }
 
     /// Makes the live object match `desired`, which must name its controller.
@@ -108,14 +115,21 @@ impl Applier {
     /// ours; [`Error::Request`] when the API server refuses.
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
-        let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
+        let owner = desired
+            .owner_references()
+            .first()
+            .map(|o| o.uid.clone())
+            .unwrap_or_default();
         let wanted = encode(desired)?;
         let key = key(desired);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         match live {
             Some(live) => {
                 guard(live, &owner)?;
-                let record = Record { desired: digest(&wanted), live: digest(&settled(live)?) };
+                let record = Record {
+                    desired: digest(&wanted),
+                    live: digest(&settled(live)?),
+                };
                 if self.remembered(&key) == Some(record) {
                     return Ok(live.clone());
                 }
@@ -123,19 +137,31 @@ impl Applier {
             // The caches hold only what carries our label: an object of somebody
             // else is invisible there, and a forced apply would take it over.
             None => {
-                if let Some(found) =
-                    api.get_metadata_opt(&name).await.map_err(|e| Error::request::<K>("get", &name, e))?
+                if let Some(found) = api
+                    .get_metadata_opt(&name)
+                    .await
+                    .map_err(|e| Error::request::<K>("get", &name, e))?
                 {
                     guard(&found, &owner)?;
                 }
             }
         }
         let applied = api
-            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&with_type(wanted.clone(), desired)))
+            .patch(
+                &name,
+                &PatchParams::apply(FIELD_MANAGER).force(),
+                &Patch::Apply(&with_type(wanted.clone(), desired)),
+            )
             .await
             .map_err(|e| Error::request::<K>("apply", &name, e))?;
-        let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
+        let record = Record {
+            desired: digest(&wanted),
+            live: digest(&settled(&applied)?),
+        };
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, record);
         Ok(applied)
     }
 
@@ -148,10 +174,16 @@ impl Applier {
         guard(live, owner)?;
         let api: Api<K> = Api::namespaced(self.client.clone(), &live.namespace().unwrap_or_default());
         let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: live.uid(),
+                resource_version: None,
+            }),
             ..DeleteParams::background()
         };
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(live));
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key(live));
         match api.delete(&name, &params).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -160,7 +192,11 @@ impl Applier {
     }
 
     fn remembered(&self, key: &str) -> Option<Record> {
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .copied()
     }
 }
 
@@ -182,11 +218,19 @@ where
     if is_controlled_by(live, owner) {
         return Ok(());
     }
-    Err(Error::NameConflict { kind: K::kind(&K::DynamicType::default()).into_owned(), name: live.name_any() })
+    Err(Error::NameConflict {
+        kind: K::kind(&K::DynamicType::default()).into_owned(),
+        name: live.name_any(),
+    })
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+    format!(
+        "{}/{}/{}",
+        K::kind(&()),
+        object.namespace().unwrap_or_default(),
+        object.name_any()
+    )
 }
 
 fn encode<K: Child>(object: &K) -> Result<serde_json::Value, Error> {

@@ -18,7 +18,10 @@ const GRACE: u64 = 5;
 ///
 /// # Errors
 /// When the Lease can neither be read nor created.
-pub async fn compete(client: Client, config: &Config) -> anyhow::Result<(watch::Receiver<bool>, JoinHandle<()>)> {
+pub async fn compete(
+    client: Client,
+    config: &Config,
+) -> anyhow::Result<(watch::Receiver<bool>, JoinHandle<()>)> {
     let manager = LeaseManagerBuilder::new(client, LEASE)
         .with_namespace(&config.namespace)
         .with_identity(&config.identity)

@@ -6,11 +6,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Secret, Service as CoreService, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api, Client,
-    core::PartialObjectMeta,
-    runtime::watcher,
-};
+use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher};
 use peristyle_crds::{
     names::{MANAGED_BY, MANAGED_BY_LABEL},
     v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, EdgeClass, Service},

@@ -7,8 +7,12 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 /// # Errors
 /// When the filter does not parse or logging was started before.
 pub fn start(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|e| anyhow::anyhow!("--log {filter:?}: {e}; write for example info or info,peristyle=debug"))?;
-    tracing_subscriber::registry().with(filter).with(fmt::layer().json().flatten_event(true)).try_init()?;
+    let filter = EnvFilter::try_new(filter).map_err(|e| {
+        anyhow::anyhow!("--log {filter:?}: {e}; write for example info or info,peristyle=debug")
+    })?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(fmt::layer().json().flatten_event(true))
+        .try_init()?;
     Ok(())
 }

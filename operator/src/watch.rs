@@ -34,6 +34,7 @@ where
     K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
 {
     /// Watches `api` for the life of the process.
+    #[must_use]
     pub fn start(api: Api<K>, config: watcher::Config) -> Self {
         let (store, writer) = reflector::store();
         let (changes, _) = broadcast::channel(BUFFER);
@@ -59,6 +60,7 @@ where
     }
 
     /// The cache.
+    #[must_use]
     pub fn store(&self) -> &Store<K> {
         &self.store
     }
@@ -73,11 +75,14 @@ where
 
     /// Whether the first list arrives within `wait`; for kinds that may not be installed.
     pub async fn is_ready_within(&self, wait: Duration) -> bool {
-        tokio::time::timeout(wait, self.store.wait_until_ready()).await.is_ok_and(|ready| ready.is_ok())
+        tokio::time::timeout(wait, self.store.wait_until_ready())
+            .await
+            .is_ok_and(|ready| ready.is_ok())
     }
 
     /// Everything in the cache, then each object that is added, changed or
     /// deleted. A reader that fell behind gets everything once more.
+    #[must_use]
     pub fn changes(&self) -> BoxStream<'static, Arc<K>> {
         let store = self.store.clone();
         let live = BroadcastStream::new(self.changes.subscribe());

@@ -101,7 +101,9 @@ pub struct Jwt {
 }
 
 /// Signature algorithms with a public key (RFC 7518).
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
 #[allow(missing_docs, reason = "the names are those of RFC 7518")]
 pub enum Algorithm {
     #[default]
@@ -166,11 +168,17 @@ pub struct Match {
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 pub struct GrpcMatch {
     /// Full name with the package, for example `orders.v1.Orders`.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")
+    )]
     pub service: String,
     /// Method names. Default: all methods of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$")))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))
+    )]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub methods: Vec<String>,
 }

@@ -80,7 +80,13 @@ pub struct AllowedHosts {
     /// Namespaces that may claim them.
     pub namespaces: NamespaceSelector,
     /// A host is allowed when it is one of these or ends with `.` and one of these.
-    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")))]
+    #[schemars(
+        length(min = 1, max = 32),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub suffixes: Vec<String>,
 }

@@ -1,4 +1,8 @@
 //! `Service`: one workload with everything that makes it run and be reached.
+#![allow(
+    clippy::struct_field_names,
+    reason = "the names are those of core/v1 EnvVarSource"
+)]
 
 use std::collections::BTreeMap;
 
@@ -183,7 +187,11 @@ pub struct Resources {
 impl From<&Resources> for ResourceRequirements {
     fn from(resources: &Resources) -> Self {
         let some = |map: &BTreeMap<String, Quantity>| (!map.is_empty()).then(|| map.clone());
-        Self { requests: some(&resources.requests), limits: some(&resources.limits), claims: None }
+        Self {
+            requests: some(&resources.requests),
+            limits: some(&resources.limits),
+            claims: None,
+        }
     }
 }
 
@@ -434,7 +442,10 @@ impl DatabaseBinding {
     /// Name of the variable with its default.
     #[must_use]
     pub fn env(&self) -> &str {
-        self.inject.as_ref().and_then(|i| i.env.as_deref()).unwrap_or("DATABASE_URL")
+        self.inject
+            .as_ref()
+            .and_then(|i| i.env.as_deref())
+            .unwrap_or("DATABASE_URL")
     }
 }
 
@@ -474,7 +485,13 @@ pub struct Expose {
     pub class_name: Option<String>,
     /// Host names. Default: the one that the EdgeClass's template yields.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")))]
+    #[schemars(
+        length(max = 16),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub hosts: Vec<String>,
     /// Paths that are served. Default: everything (`prefix: /`).
