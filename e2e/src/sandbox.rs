@@ -63,7 +63,8 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
         if let Err(uncleared) = leftovers::clear(state).await {
             progress.say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
         }
-        return Err(error.context(format!("the sandbox did not come up; logs are in {}", state.text("logs"))));
+        let _ = fs::remove_file(state.path("settings.json"));
+        return Err(error.context(format!("the sandbox did not come up; its logs stay in {}", state.text("logs"))));
     }
     eprintln!("\n{}", progress.table());
     eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));

@@ -1,6 +1,7 @@
 //! `cargo sandbox`: a real Kubernetes cluster on one Linux machine.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -67,8 +68,20 @@ struct Up {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without the backtrace that RUST_BACKTRACE adds to Debug: the
+            // causes say what to do.
+            eprintln!("error: {error}");
+            error.chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
     let state = match &cli.state_dir {
         Some(dir) => State::at(dir)?,
         None if cli.control_plane => State::control_plane()?,

@@ -76,11 +76,11 @@ fn publish_rules(name: &str, node: Ipv4Addr, ports: &[u16]) -> String {
     format!(
         "table ip {name} {{
   chain output {{
-    type nat hook output priority dstnat; policy accept;
+    type nat hook output priority -100; policy accept;
     ip daddr 127.0.0.1 tcp dport {{ {ports} }} dnat to {node};
   }}
   chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
+    type nat hook postrouting priority 100; policy accept;
     ip saddr 127.0.0.0/8 oifname \"{name}\" masquerade;
   }}
 }}
