@@ -5,13 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 
 fn schema(crd: &CustomResourceDefinition) -> &JSONSchemaProps {
-    crd.spec.versions[0]
-        .schema
-        .as_ref()
-        .unwrap()
-        .open_api_v3_schema
-        .as_ref()
-        .unwrap()
+    crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap()
 }
 
 /// Calls `visit` for every property below `schema`, with its path.
@@ -61,10 +55,7 @@ fn every_string_list_and_map_of_a_spec_is_bounded_and_every_list_has_a_type() {
         walk(schema(&crd), "", &mut |path, property| {
             let place = format!("{}{path}", crd.spec.names.kind);
             if property.type_.as_deref() == Some("array") {
-                assert!(
-                    property.x_kubernetes_list_type.is_some(),
-                    "{place}: list without a type"
-                );
+                assert!(property.x_kubernetes_list_type.is_some(), "{place}: list without a type");
                 assert!(
                     !path.starts_with(".spec") || property.max_items.is_some(),
                     "{place}: list without a bound"
@@ -89,10 +80,7 @@ fn every_string_list_and_map_of_a_spec_is_bounded_and_every_list_has_a_type() {
 fn a_new_object_never_reads_as_current() {
     for crd in peristyle_crds::crd::all() {
         let status = &schema(&crd).properties.as_ref().unwrap()["status"];
-        assert_eq!(
-            status.default.as_ref().unwrap().0,
-            serde_json::json!({"observedGeneration": -1})
-        );
+        assert_eq!(status.default.as_ref().unwrap().0, serde_json::json!({"observedGeneration": -1}));
     }
 }
 

@@ -15,19 +15,11 @@ async fn install(client: &Client) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in peristyle_crds::crd::all() {
         let name = crd.metadata.name.clone().unwrap_or_default();
-        api.patch(&name, &PatchParams::apply("test"), &Patch::Apply(&crd))
-            .await?;
-        wait::object(
-            &api,
-            &name,
-            "the CRD is established",
-            Duration::from_secs(60),
-            |crd| {
-                let conditions = crd.status.as_ref().and_then(|s| s.conditions.as_ref());
-                conditions
-                    .is_some_and(|all| all.iter().any(|c| c.type_ == "Established" && c.status == "True"))
-            },
-        )
+        api.patch(&name, &PatchParams::apply("test"), &Patch::Apply(&crd)).await?;
+        wait::object(&api, &name, "the CRD is established", Duration::from_secs(60), |crd| {
+            let conditions = crd.status.as_ref().and_then(|s| s.conditions.as_ref());
+            conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Established" && c.status == "True"))
+        })
         .await?;
     }
     Ok(())
@@ -51,14 +43,8 @@ fn object(kind: &str, name: &str, spec: Value) -> DynamicObject {
 
 /// Creates in a dry run; the answer is what the API server says to a user.
 async fn create(api: &Api<DynamicObject>, object: &DynamicObject) -> Result<(), String> {
-    let params = PostParams {
-        dry_run: true,
-        field_manager: Some("test".to_owned()),
-    };
-    api.create(&params, object)
-        .await
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    let params = PostParams { dry_run: true, field_manager: Some("test".to_owned()) };
+    api.create(&params, object).await.map(|_| ()).map_err(|error| error.to_string())
 }
 
 struct Case {
@@ -69,19 +55,11 @@ struct Case {
 }
 
 fn good(what: &'static str, spec: Value) -> Case {
-    Case {
-        what,
-        spec,
-        refusal: None,
-    }
+    Case { what, spec, refusal: None }
 }
 
 fn bad(what: &'static str, spec: Value, refusal: &'static str) -> Case {
-    Case {
-        what,
-        spec,
-        refusal: Some(refusal),
-    }
+    Case { what, spec, refusal: Some(refusal) }
 }
 
 async fn check(client: &Client, kind: &str, plural: &str, cases: Vec<Case>) {
@@ -92,11 +70,7 @@ async fn check(client: &Client, kind: &str, plural: &str, cases: Vec<Case>) {
             (None, answer) => assert_eq!(answer, Ok(()), "{kind}: {}", case.what),
             (Some(_), Ok(())) => panic!("{kind}: {} was accepted", case.what),
             (Some(part), Err(message)) => {
-                assert!(
-                    message.contains(part),
-                    "{kind}: {}: {message:?} does not say {part:?}",
-                    case.what
-                );
+                assert!(message.contains(part), "{kind}: {}: {message:?} does not say {part:?}", case.what);
             }
         }
     }
@@ -105,18 +79,13 @@ async fn check(client: &Client, kind: &str, plural: &str, cases: Vec<Case>) {
 fn service_cases() -> Vec<Case> {
     let with = |extra: Value| {
         let mut spec = json!({"image": "x"});
-        spec.as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().unwrap().clone());
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         spec
     };
     vec![
         good("an image alone", with(json!({}))),
         bad("no image", json!({}), "spec.image: Required"),
-        good(
-            "an expose of the default port",
-            with(json!({"expose": [{"name": "a", "port": "grpc"}]})),
-        ),
+        good("an expose of the default port", with(json!({"expose": [{"name": "a", "port": "grpc"}]}))),
         bad(
             "an expose of a missing port",
             with(json!({"expose": [{"name": "a", "port": "http"}]})),
@@ -127,16 +96,8 @@ fn service_cases() -> Vec<Case> {
             with(json!({"ports": [{"name": "a", "port": 1}, {"name": "a", "port": 2}]})),
             "Duplicate value",
         ),
-        bad(
-            "a port out of range",
-            with(json!({"ports": [{"name": "a", "port": 70000}]})),
-            "65535",
-        ),
-        bad(
-            "a negative replica count",
-            with(json!({"replicas": -1})),
-            "spec.replicas",
-        ),
+        bad("a port out of range", with(json!({"ports": [{"name": "a", "port": 70000}]})), "65535"),
+        bad("a negative replica count", with(json!({"replicas": -1})), "spec.replicas"),
         bad(
             "a value and a source",
             with(
@@ -198,14 +159,8 @@ fn policy_cases() -> Vec<Case> {
     let policy = |rule: Value| json!({"targets": [{"service": "x"}], "authentication": [{"name": "idp", "jwt": {"issuer": "i", "audiences": ["a"]}}], "rules": [rule]});
     let grpc = json!({"grpc": [{"service": "a.v1.A"}]});
     vec![
-        good(
-            "an authenticated rule",
-            policy(json!({"name": "r", "match": grpc, "authentication": ["idp"]})),
-        ),
-        good(
-            "a public rule",
-            policy(json!({"name": "r", "match": grpc, "public": {}})),
-        ),
+        good("an authenticated rule", policy(json!({"name": "r", "match": grpc, "authentication": ["idp"]}))),
+        good("a public rule", policy(json!({"name": "r", "match": grpc, "public": {}}))),
         bad(
             "neither public nor authenticated",
             policy(json!({"name": "r", "match": grpc})),
@@ -245,11 +200,7 @@ fn policy_cases() -> Vec<Case> {
             ),
             "methods[0]",
         ),
-        bad(
-            "no rule",
-            json!({"targets": [{"service": "x"}], "rules": []}),
-            "spec.rules",
-        ),
+        bad("no rule", json!({"targets": [{"service": "x"}], "rules": []}), "spec.rules"),
         bad(
             "no target",
             json!({"targets": [], "rules": [{"name": "r", "match": grpc, "public": {}}]}),
@@ -278,19 +229,13 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
             "DatabaseClass",
             "databaseclasses",
             vec![
-                good(
-                    "verified TLS",
-                    external(json!({"mode": "VerifyFull", "caConfigMap": {"name": "ca"}})),
-                ),
+                good("verified TLS", external(json!({"mode": "VerifyFull", "caConfigMap": {"name": "ca"}}))),
                 bad(
                     "verified TLS without authorities",
                     external(json!({"mode": "VerifyFull"})),
                     "caConfigMap goes with mode VerifyFull",
                 ),
-                good(
-                    "no TLS, accepted",
-                    external(json!({"mode": "Disabled", "allowInsecure": "Enabled"})),
-                ),
+                good("no TLS, accepted", external(json!({"mode": "Disabled", "allowInsecure": "Enabled"}))),
                 bad(
                     "no TLS by accident",
                     external(json!({"mode": "Disabled"})),
@@ -337,33 +282,21 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
 
 async fn immutable_fields_stay(client: &Client) {
     let api = api(client, "Database", "databases");
-    api.create(
-        &PostParams::default(),
-        &object("Database", "fixed", json!({"className": "a"})),
-    )
-    .await
-    .unwrap();
+    api.create(&PostParams::default(), &object("Database", "fixed", json!({"className": "a"})))
+        .await
+        .unwrap();
     for (change, refusal) in [
         (json!({"className": "b"}), "spec.className is immutable"),
         (json!({"className": null}), "spec.className is immutable"),
         (json!({"name": "other"}), "spec.name is immutable"),
     ] {
-        let answer = api
-            .patch(
-                "fixed",
-                &PatchParams::default(),
-                &Patch::Merge(json!({"spec": change.clone()})),
-            )
-            .await;
+        let answer =
+            api.patch("fixed", &PatchParams::default(), &Patch::Merge(json!({"spec": change.clone()}))).await;
         let message = answer.expect_err("an immutable field was changed").to_string();
         assert!(message.contains(refusal), "{change}: {message}");
     }
     let stored = api.get("fixed").await.unwrap();
-    assert_eq!(
-        stored.data["status"],
-        json!({"observedGeneration": -1}),
-        "a new object is not Current"
-    );
+    assert_eq!(stored.data["status"], json!({"observedGeneration": -1}), "a new object is not Current");
 }
 
 #[tokio::test]
@@ -378,9 +311,8 @@ async fn the_api_server_refuses_what_cannot_work_and_says_why() {
     }
     immutable_fields_stay(&client).await;
     let long = object("Service", &"x".repeat(51), json!({"image": "x"}));
-    let message = create(&api(&client, "Service", "services"), &long)
-        .await
-        .expect_err("a long name was accepted");
+    let message =
+        create(&api(&client, "Service", "services"), &long).await.expect_err("a long name was accepted");
     assert!(message.contains("at most 50"), "{message}");
 }
 
