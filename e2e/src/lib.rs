@@ -5,16 +5,20 @@
 //! built from Go modules, the root file systems come from Debian packages and
 //! the images are written as archives that containerd imports.
 
+pub mod calls;
+pub mod checks;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;
 pub mod daemon;
+pub mod demo;
 pub mod images;
 pub mod kubectl;
 pub mod node;
 pub mod packages;
 pub mod progress;
 pub mod sandbox;
+pub mod stack;
 pub mod state;
 pub mod substrate;
 pub mod wait;

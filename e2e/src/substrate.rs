@@ -192,6 +192,19 @@ pub fn link(state: &State, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
+/// Links every program by its name into one folder of the cache and returns
+/// the folder, for tests that start a program by themselves.
+///
+/// # Errors
+/// When a link cannot be written.
+pub fn folder(programs: &Programs) -> Result<String> {
+    let folder = cache_dir("bin")?;
+    for (component, program) in programs {
+        replace_link(program, &folder.join(component.name()))?;
+    }
+    Ok(folder.display().to_string())
+}
+
 fn replace_link(target: &Path, link: &Path) -> Result<()> {
     if link.is_symlink() {
         fs::remove_file(link)?;
