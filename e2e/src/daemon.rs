@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::command::tail;
 use crate::state::State;
 
-/// How long a daemon has between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the kernel may take to end a process.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One process, told from a later one with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +48,10 @@ impl Identity {
                 .is_some_and(|(state, start)| start == self.start_time && !matches!(state, 'Z' | 'X'))
     }
 
-    fn signal(&self, signal: Signal) {
+    fn kill(&self) {
         if self.is_running() {
             // The only likely error is that the process ended just now.
-            let _ = kill(Pid::from_raw(self.pid), signal);
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
 
@@ -116,26 +116,26 @@ pub fn check(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Ends processes: SIGTERM, after five seconds SIGKILL. Returns when they are gone.
+/// Kills processes and returns when they are gone. Nothing of a sandbox needs
+/// an orderly end, and some of it takes a minute for one.
 ///
 /// # Errors
-/// When a process does not even end after SIGKILL.
+/// When a process does not end.
 pub fn stop(processes: &[Identity]) -> Result<()> {
-    for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
-        processes.iter().for_each(|process| process.signal(signal));
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
-            if processes.iter().all(Identity::is_gone) {
-                return Ok(());
-            }
-            sleep(Duration::from_millis(20));
+    processes.iter().for_each(Identity::kill);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left: Vec<_> = processes.iter().filter(|process| !process.is_gone()).collect();
+        if left.is_empty() {
+            return Ok(());
         }
+        if Instant::now() > deadline {
+            let pids: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
+            let pids = pids.join(",");
+            bail!("processes {pids} do not end after SIGKILL: see `ps -o stat,wchan,args -p {pids}`");
+        }
+        sleep(Duration::from_millis(20));
     }
-    let left: Vec<_> = processes.iter().filter(|p| !p.is_gone()).map(|p| p.pid.to_string()).collect();
-    if left.is_empty() {
-        return Ok(());
-    }
-    bail!("processes {} do not end after SIGKILL: see `ps -o stat,wchan,args`", left.join(", "))
 }
 
 /// State letter and start time of a process.

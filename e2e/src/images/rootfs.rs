@@ -19,14 +19,34 @@ pub struct Rootfs {
     /// `extract` only unpacks; `minbase` runs the packages' scripts.
     pub variant: &'static str,
     pub packages: &'static [&'static str],
+    /// Further options of `mmdebstrap`.
+    options: &'static [&'static str],
 }
 
 /// What a dynamically linked Rust program needs.
-pub const BASE: Rootfs = Rootfs { name: "base", variant: "extract", packages: &["libc6", "libgcc-s1"] };
+pub const BASE: Rootfs = Rootfs { name: "base", variant: "extract", packages: &["libc6", "libgcc-s1"], options: &[] };
 
-/// PostgreSQL 15; its user `postgres` has uid 100 and gid 102.
-pub const POSTGRES: Rootfs =
-    Rootfs { name: "postgres", variant: "minbase", packages: &["ca-certificates", "postgresql-15"] };
+/// PostgreSQL 15; its user `postgres` has uid 100 and gid 102. Two thirds of
+/// the packages are left out: translations, manuals and the compiler behind
+/// `jit`, without which PostgreSQL interprets every expression.
+pub const POSTGRES: Rootfs = Rootfs {
+    name: "postgres",
+    variant: "minbase",
+    packages: &["ca-certificates", "postgresql-15"],
+    options: &[
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/i18n/*",
+        "--dpkgopt=path-exclude=/usr/share/info/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/lib/*/libLLVM*",
+        "--dpkgopt=path-exclude=/usr/lib/*/libz3*",
+        "--dpkgopt=path-exclude=/usr/lib/postgresql/*/lib/llvmjit*",
+        "--dpkgopt=path-exclude=/usr/lib/postgresql/*/lib/bitcode/*",
+        // The packages' scripts make a cluster of their own.
+        "--customize-hook=rm -rf \"$1\"/var/lib/postgresql/15 \"$1\"/etc/postgresql/15",
+    ],
+};
 
 impl Rootfs {
     /// The layer with this root file system, made by `mmdebstrap` unless it is cached.
@@ -35,7 +55,7 @@ impl Rootfs {
     /// When the packages cannot be fetched or unpacked.
     pub async fn layer(self, progress: &Progress) -> Result<Layer> {
         let suite = suite()?;
-        let parts = [&[suite.as_str(), self.variant, std::env::consts::ARCH], self.packages].concat();
+        let parts = [&[suite.as_str(), self.variant, std::env::consts::ARCH], self.packages, self.options].concat();
         let identity = digest(parts.join(" ").as_bytes())[..12].to_owned();
         let path = cache_dir("rootfs")?.join(format!("{}-{identity}.tar", self.name));
         if !path.exists() {
@@ -53,6 +73,7 @@ impl Rootfs {
         mmdebstrap
             .arg(format!("--variant={}", self.variant))
             .arg(format!("--include={}", self.packages.join(",")))
+            .args(self.options)
             .arg(suite)
             .arg(&made)
             .env("TMPDIR", work.path())

@@ -24,7 +24,7 @@ use crate::state::State;
 /// When a process, mount, device, table or cgroup resists.
 pub async fn clear(state: &State) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
-    // In this order: nobody restarts what was ended before.
+    // In this order: kubelet, which restarts containers, goes first.
     let daemons: Vec<_> = daemon::recorded(state).into_iter().map(|(_, process)| process).collect();
     let (running, stale): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
     daemon::stop(&running)?;
@@ -34,11 +34,11 @@ pub async fn clear(state: &State) -> Result<Vec<String>> {
     note(&mut cleared, stale.len(), "stale pid files");
     remove_dir(&state.path("pids"))?;
 
+    // With the mount of its file and its processes the network namespace goes.
     note(&mut cleared, unmount_all(state)?, "mounts");
     note(&mut cleared, cgroups::existing(state).len(), "cgroups");
     cgroups::remove(state)?;
     note(&mut cleared, usize::from(remove_table(state).await?), "packet filter tables");
-    note(&mut cleared, usize::from(remove_network_namespace(state).await?), "network namespaces");
     note(&mut cleared, usize::from(remove_device(state).await?), "network devices");
     remove_mount_points(state);
     Ok(cleared)
@@ -63,8 +63,8 @@ fn in_network_namespace(state: &State) -> Vec<Identity> {
     inside.filter_map(|pid| Identity::of(pid).ok()).collect()
 }
 
-/// Mounts below the state directory. There are none unless somebody mounted
-/// outside the node's mount namespace.
+/// Mounts below the state directory: the network namespace's file, and what
+/// somebody mounted outside the node's mount namespace.
 fn unmount_all(state: &State) -> Result<usize> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let points = mounts_below(&mounts, state.dir());
@@ -94,17 +94,9 @@ async fn remove_table(state: &State) -> Result<bool> {
     Ok(exists)
 }
 
-async fn remove_network_namespace(state: &State) -> Result<bool> {
-    let exists = Path::new(&path(state)).exists();
-    if exists {
-        command::output(Command::new("ip").args(["netns", "delete", &name(state)])).await?;
-    }
-    Ok(exists)
-}
-
 async fn remove_device(state: &State) -> Result<bool> {
-    // Both ends of the link go with the namespace, but only when the kernel
-    // gets to it: the device may still be there, or go between two looks.
+    // Both ends of the link go with the namespace, when the kernel gets to
+    // it: the device may go between two looks.
     let name = name(state);
     let device = Path::new("/sys/class/net").join(&name);
     let exists = device.exists();

@@ -20,10 +20,11 @@ pub fn name(state: &State) -> String {
     format!("peri-{}", state.id())
 }
 
-/// The file that stands for the network namespace.
+/// The file that stands for the network namespace. It is not in `/run/netns`,
+/// where making the first one leaves a mount behind.
 #[must_use]
 pub fn path(state: &State) -> String {
-    format!("/run/netns/{}", name(state))
+    state.text("netns")
 }
 
 /// Makes the namespace, the link and the way to published ports.
@@ -35,23 +36,30 @@ pub async fn create(node: &Node<'_>, published: &[u16]) -> Result<()> {
     let name = name(state);
     let (host, pods, services) = (network.host(), network.pods(), network.services());
     let address = network.node();
+    let namespace = path(state);
+    state.write("netns", "")?;
+    command::output(Command::new("unshare").arg(format!("--net={namespace}")).arg("true")).await?;
+    let add = ["link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &namespace];
+    command::output(Command::new("ip").args(add)).await?;
     for line in [
-        format!("netns add {name}"),
-        format!("link add {name} type veth peer name eth0 netns {name}"),
         format!("address add {host}/24 dev {name}"),
         format!("link set {name} up"),
-        format!("-n {name} address add {address}/24 dev eth0"),
-        format!("-n {name} link set eth0 up"),
-        format!("-n {name} link set lo up"),
-        // kube-proxy and the plugins look for a default route. It ends at the
-        // machine, which forwards nothing: the cluster does not reach out.
-        format!("-n {name} route add default via {host}"),
         format!("route add {pods} via {address} dev {name}"),
         format!("route add {services} via {address} dev {name}"),
     ] {
         command::output(Command::new("ip").args(line.split(' '))).await?;
     }
-    inside(state, &["sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1"]).await?;
+    for line in [
+        "ip link set lo up".to_owned(),
+        "ip link set eth0 up".to_owned(),
+        format!("ip address add {address}/24 dev eth0"),
+        // kubelet looks for a default route. It ends at the machine, where
+        // nothing forwards: the cluster does not reach out.
+        format!("ip route add default via {host}"),
+        "sysctl --quiet --write net.ipv4.ip_forward=1".to_owned(),
+    ] {
+        command::output(&mut inside(state, &line)).await?;
+    }
     if !published.is_empty() {
         // Packets from 127.0.0.1 may leave by this device only.
         let setting = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
@@ -62,13 +70,12 @@ pub async fn create(node: &Node<'_>, published: &[u16]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command in the network namespace.
-///
-/// # Errors
-/// When it fails.
-pub async fn inside(state: &State, command: &[&str]) -> Result<String> {
+/// A command that runs in the network namespace; spaces separate its arguments.
+#[must_use]
+pub fn inside(state: &State, line: &str) -> Command {
     let mut nsenter = Command::new("nsenter");
-    command::output(nsenter.arg(format!("--net={}", path(state))).args(command)).await
+    nsenter.arg(format!("--net={}", path(state))).args(line.split(' '));
+    nsenter
 }
 
 fn publish_rules(name: &str, node: Ipv4Addr, ports: &[u16]) -> String {
