@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use e2e::cluster::Cluster;
 use e2e::sandbox::{self, Wanted};
 use e2e::state::{STATE_DIR_VARIABLE, State};
-use e2e::{command, images};
+use e2e::{checks, command, demo, images};
 use ipnet::Ipv4Net;
 use tokio::process::Command;
 
@@ -32,6 +32,10 @@ enum Action {
     Up(Up),
     /// End the cluster and remove everything of it except the cache
     Down,
+    /// From nothing to the first protected call: cluster, charts, example and a transcript of real calls
+    Demo,
+    /// Run everything that must hold before a change lands
+    Test,
     /// Show what runs
     Status,
     /// Print the path of the kubeconfig: export KUBECONFIG=$(cargo sandbox kubeconfig)
@@ -94,6 +98,8 @@ async fn run(cli: Cli) -> Result<()> {
             print!("{}", sandbox::status(&state).await?);
             Ok(())
         }
+        Action::Demo => demo::run(&state).await,
+        Action::Test => checks::run(&state).await,
         Action::Kubeconfig => {
             println!("{}", Cluster::of(&state)?.kubeconfig().display());
             Ok(())
