@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use greeter::v1::{GreetRequest, GreetResponse, greeter_service_client::GreeterServiceClient};
 use reqwest::Method;
 use serde_json::Value;
@@ -107,28 +107,5 @@ impl Edge {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Ok(Answer { status, headers, body: response.text().await? })
-    }
-
-    /// Registers a user at the auth service of `host`; one that exists is left as it is.
-    ///
-    /// # Errors
-    /// When the service refuses for another reason.
-    pub async fn register(&self, host: &str, username: &str, password: &str) -> Result<()> {
-        let body = serde_json::json!({"username": username, "password": password});
-        let answer = self.http(Method::POST, host, "/auth/register", &[], Some(&body)).await?;
-        anyhow::ensure!(matches!(answer.status, 201 | 409), "register: {} {}", answer.status, answer.body);
-        Ok(())
-    }
-
-    /// Logs in at the auth service of `host` and returns the access token.
-    ///
-    /// # Errors
-    /// When the service refuses.
-    pub async fn login(&self, host: &str, username: &str, password: &str) -> Result<String> {
-        let body = serde_json::json!({"username": username, "password": password});
-        let answer = self.http(Method::POST, host, "/auth/login", &[], Some(&body)).await?;
-        anyhow::ensure!(answer.status == 200, "login: {} {}", answer.status, answer.body);
-        let parsed: Value = serde_json::from_str(&answer.body)?;
-        parsed["access_token"].as_str().map(str::to_owned).context("the answer to a login has no access_token")
     }
 }

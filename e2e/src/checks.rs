@@ -18,7 +18,7 @@ const CARGO_DENY: &str = "0.20.2";
 /// Test binaries of this crate on a control plane of their own.
 const CONTROL_PLANE_TESTS: [&str; 2] = ["schema", "controllers"];
 /// Test binaries of this crate on the full sandbox with charts and example.
-const SANDBOX_TESTS: [&str; 1] = ["demo"];
+const SANDBOX_TESTS: [&str; 5] = ["converge", "calls", "closed", "secrets", "quiet"];
 
 /// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
 ///

@@ -12,6 +12,7 @@ pub mod command;
 pub mod control_plane;
 pub mod daemon;
 pub mod demo;
+pub mod example;
 pub mod images;
 pub mod kubectl;
 pub mod node;
