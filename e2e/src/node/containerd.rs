@@ -39,12 +39,25 @@ exec "$@""#;
 pub fn start(node: &Node<'_>, pause: &str) -> Result<Identity> {
     let state = node.state;
     state.write("cni/10-peristyle.conflist", plugins(node))?;
-    let config = state.write("containerd.toml", config(state, pause, lacks_resource_capability()))?;
+    let config = state.write(
+        "containerd.toml",
+        config(state, pause, lacks_resource_capability()),
+    )?;
     let net = format!("--net={}", path(state));
-    let mut command: Vec<String> =
-        ["nsenter", &net, "unshare", "--mount", "--propagation=slave", "sh", "-e", "-c", ENTER, "sh"]
-            .map(str::to_owned)
-            .into();
+    let mut command: Vec<String> = [
+        "nsenter",
+        &net,
+        "unshare",
+        "--mount",
+        "--propagation=slave",
+        "sh",
+        "-e",
+        "-c",
+        ENTER,
+        "sh",
+    ]
+    .map(str::to_owned)
+    .into();
     for (source, target) in binds(state)? {
         command.extend([source, target]);
     }
@@ -120,7 +133,7 @@ fn plugins(node: &Node<'_>) -> String {
                 "ipam": {
                     "type": "host-local",
                     "dataDir": node.state.text("node/addresses"),
-                    "ranges": [[{ "subnet": node.network.pods() }]],
+                    "ranges": [[{ "subnet": node.network.pods().to_string() }]],
                     "routes": [{ "dst": "0.0.0.0/0" }],
                 },
             },
@@ -155,7 +168,12 @@ mod tests {
     fn everything_containerd_writes_is_below_the_state_directory() {
         let state = State::at(std::path::Path::new("/some/dir")).unwrap();
         let config = config(&state, "peristyle.local/pause:1", true);
-        for line in ["root = \"/some/dir/", "state = \"/some/dir/", "address = \"/some/dir/", "Root = \"/some/dir/"] {
+        for line in [
+            "root = \"/some/dir/",
+            "state = \"/some/dir/",
+            "address = \"/some/dir/",
+            "Root = \"/some/dir/",
+        ] {
             assert!(config.contains(line), "{line} in {config}");
         }
     }
