@@ -69,10 +69,13 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
             ));
         }
         let _ = fs::remove_file(state.path("settings.json"));
-        return Err(error.context(format!(
-            "the sandbox did not come up; its logs stay in {}",
-            state.text("logs")
-        )));
+        let logs = state.path("logs");
+        let place = if logs.exists() {
+            format!("; its logs stay in {}", logs.display())
+        } else {
+            String::new()
+        };
+        return Err(error.context(format!("the sandbox did not come up{place}")));
     }
     eprintln!("\n{}", progress.table());
     eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));
