@@ -176,7 +176,7 @@ fn as_root_and_alone() -> MutexGuard<'static, ()> {
 }
 
 #[test]
-fn a_full_sandbox_comes_up_survives_a_massacre_and_leaves_nothing() {
+fn a_full_sandbox_comes_up_survives_the_death_of_its_processes_and_leaves_nothing() {
     let _alone = as_root_and_alone();
     let before = Machine::now();
     let sandbox = Sandbox::new();
