@@ -37,7 +37,11 @@ impl Identity {
     /// When there is none.
     pub fn of(pid: i32) -> Result<Self> {
         let (_, start_time) = stat(pid).with_context(|| format!("no process has pid {pid}"))?;
-        Ok(Self { pid, start_time, boot_id: boot_id() })
+        Ok(Self {
+            pid,
+            start_time,
+            boot_id: boot_id(),
+        })
     }
 
     /// Whether this very process runs. One that ended and waits for its parent does not.
@@ -88,8 +92,13 @@ pub fn start(state: &State, name: &str, command: &[String]) -> Result<Identity> 
 /// The daemons that pid files name, running or not, in order of their names.
 #[must_use]
 pub fn recorded(state: &State) -> Vec<(String, Identity)> {
-    let Ok(entries) = fs::read_dir(state.path("pids")) else { return Vec::new() };
-    let mut daemons: Vec<_> = entries.flatten().filter_map(|entry| read(&entry.path())).collect();
+    let Ok(entries) = fs::read_dir(state.path("pids")) else {
+        return Vec::new();
+    };
+    let mut daemons: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| read(&entry.path()))
+        .collect();
     daemons.sort_by(|a, b| a.0.cmp(&b.0));
     daemons
 }
@@ -152,7 +161,10 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 }
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -177,9 +189,14 @@ mod tests {
         assert!(identity.is_running());
         assert_eq!(recorded(&state), [("sleeper".to_owned(), identity.clone())]);
         check(&state).unwrap();
-        stop(&[identity.clone()]).unwrap();
+        stop(std::slice::from_ref(&identity)).unwrap();
         assert!(!identity.is_running());
-        assert!(check(&state).unwrap_err().to_string().starts_with("sleeper ended"));
+        assert!(
+            check(&state)
+                .unwrap_err()
+                .to_string()
+                .starts_with("sleeper ended")
+        );
     }
 
     #[test]
@@ -202,8 +219,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         let identity = sleeper(&state);
-        let stale = Identity { start_time: 1, ..identity.clone() };
-        stop(&[stale]).unwrap();
+        let earlier = Identity {
+            start_time: 1,
+            ..identity.clone()
+        };
+        stop(&[earlier]).unwrap();
         assert!(identity.is_running());
         stop(&[identity]).unwrap();
     }

@@ -31,7 +31,10 @@ pub enum Wanted {
     /// etcd, kube-apiserver and kube-controller-manager only.
     ControlPlane,
     /// Nothing: a cluster that exists is used.
-    Existing { kubeconfig: PathBuf, context: Option<String> },
+    Existing {
+        kubeconfig: PathBuf,
+        context: Option<String>,
+    },
 }
 
 /// Brings the sandbox up. One that runs is left as it is; what a killed one
@@ -61,10 +64,18 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
     if let Err(error) = outcome {
         progress.say("clearing what was started");
         if let Err(uncleared) = leftovers::clear(state).await {
-            progress.say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
+            progress.say(&format!(
+                "cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"
+            ));
         }
         let _ = fs::remove_file(state.path("settings.json"));
-        return Err(error.context(format!("the sandbox did not come up; its logs stay in {}", state.text("logs"))));
+        let logs = state.path("logs");
+        let place = if logs.exists() {
+            format!("; its logs stay in {}", logs.display())
+        } else {
+            String::new()
+        };
+        return Err(error.context(format!("the sandbox did not come up{place}")));
     }
     eprintln!("\n{}", progress.table());
     eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));
@@ -93,7 +104,9 @@ pub async fn down(state: &State) -> Result<()> {
 /// # Errors
 /// When the settings cannot be read.
 pub async fn status(state: &State) -> Result<String> {
-    let Some(settings) = state.settings()? else { return Ok("the sandbox is down\n".to_owned()) };
+    let Some(settings) = state.settings()? else {
+        return Ok("the sandbox is down\n".to_owned());
+    };
     let mut lines = vec![format!("{:<24} {}", "state directory", state.dir().display())];
     match &settings.cluster {
         Kind::Existing { kubeconfig, .. } => {
@@ -113,7 +126,11 @@ pub async fn status(state: &State) -> Result<String> {
         let health = if process.is_running() { "running" } else { "ENDED" };
         lines.push(format!("{name:<24} {health} (pid {})", process.pid));
     }
-    let summary = if runs(state).await { "up" } else { "NOT UP: `cargo sandbox up` starts it again" };
+    let summary = if runs(state).await {
+        "up"
+    } else {
+        "NOT UP: `cargo sandbox up` starts it again"
+    };
     lines.push(format!("{:<24} {summary}", "sandbox"));
     Ok(lines.join("\n") + "\n")
 }
@@ -128,23 +145,33 @@ pub fn log(state: &State, component: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let entries = fs::read_dir(state.path("logs")).into_iter().flatten().flatten();
-    let mut names: Vec<_> =
-        entries.filter_map(|e| Some(e.path().file_name()?.to_str()?.strip_suffix(".log")?.to_owned())).collect();
+    let mut names: Vec<_> = entries
+        .filter_map(|e| Some(e.path().file_name()?.to_str()?.strip_suffix(".log")?.to_owned()))
+        .collect();
     names.sort();
-    Err(anyhow!("there is no log of {component:?}; there are: {}", names.join(", ")))
+    Err(anyhow!(
+        "there is no log of {component:?}; there are: {}",
+        names.join(", ")
+    ))
 }
 
 /// Whether everything that `up` started still works.
 async fn runs(state: &State) -> bool {
-    let Ok(cluster) = Cluster::of(state) else { return false };
+    let Ok(cluster) = Cluster::of(state) else {
+        return false;
+    };
     let daemons_run = daemon::check(state).is_ok();
-    let Ok(client) = cluster.client().await else { return false };
+    let Ok(client) = cluster.client().await else {
+        return false;
+    };
     daemons_run && cluster::readiness(&client).await.is_ok()
 }
 
 /// Removes what a sandbox left, except its directory and the logs in it.
 async fn clear(state: &State, progress: &Progress) -> Result<()> {
-    let cleared = leftovers::clear(state).await.context("cannot clear what the last sandbox left")?;
+    let cleared = leftovers::clear(state)
+        .await
+        .context("cannot clear what the last sandbox left")?;
     if !cleared.is_empty() {
         progress.say(&format!("cleared {}", cleared.join(", ")));
     }
@@ -157,18 +184,27 @@ async fn clear(state: &State, progress: &Progress) -> Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() && !path.is_symlink() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Uses a cluster that exists; only kubectl and helm are built.
 async fn adopt(state: &State, kubeconfig: &Path, context: Option<&str>, progress: &Progress) -> Result<()> {
     let client = cluster::client(kubeconfig, context).await?;
-    cluster::readiness(&client).await.context("the cluster of --kubeconfig does not answer")?;
+    cluster::readiness(&client)
+        .await
+        .context("the cluster of --kubeconfig does not answer")?;
     let programs = substrate::build(&[Component::Kubernetes, Component::Helm], progress).await?;
     substrate::link(state, &programs)?;
     let kubeconfig = fs::canonicalize(kubeconfig)?;
-    let cluster = Kind::Existing { kubeconfig, context: context.map(str::to_owned) };
+    let cluster = Kind::Existing {
+        kubeconfig,
+        context: context.map(str::to_owned),
+    };
     state.save(&Settings { cluster, ready: true })
 }
 

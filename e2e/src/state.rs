@@ -39,7 +39,10 @@ pub enum Kind {
     /// etcd, kube-apiserver and kube-controller-manager on the loopback device.
     ControlPlane { ports: Ports },
     /// A cluster that somebody else made.
-    Existing { kubeconfig: PathBuf, context: Option<String> },
+    Existing {
+        kubeconfig: PathBuf,
+        context: Option<String>,
+    },
 }
 
 /// The ports of a control plane.
@@ -144,8 +147,12 @@ impl State {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let settings = serde_json::from_str(&text)
-            .with_context(|| format!("cannot understand {}: `cargo sandbox down` removes it", path.display()))?;
+        let settings = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "cannot understand {}: `cargo sandbox down` removes it",
+                path.display()
+            )
+        })?;
         Ok(Some(settings))
     }
 
@@ -181,7 +188,10 @@ impl State {
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => {
-                bail!("another sandbox command works on {}: wait for its end", self.dir.display())
+                bail!(
+                    "another sandbox command works on {}: wait for its end",
+                    self.dir.display()
+                )
             }
             Err(TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
         }
@@ -201,8 +211,10 @@ pub fn cache_dir(part: &str) -> Result<PathBuf> {
 fn user_dir(variable: &str, below_home: &str) -> Result<PathBuf> {
     let base = match std::env::var_os(variable).filter(|value| !value.is_empty()) {
         Some(base) => PathBuf::from(base),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: set it or use --state-dir")?)
-            .join(below_home),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("HOME is not set: set it or use --state-dir")?)
+                .join(below_home)
+        }
     };
     Ok(base.join("peristyle"))
 }
@@ -213,7 +225,9 @@ mod tests {
 
     #[test]
     fn state_directories_have_different_ids() {
-        let ids: Vec<_> = ["/a/one", "/a/two"].map(|dir| State::at(Path::new(dir)).unwrap().id()).into();
+        let ids: Vec<_> = ["/a/one", "/a/two"]
+            .map(|dir| State::at(Path::new(dir)).unwrap().id())
+            .into();
         assert_eq!(ids[0].len(), 6);
         assert_ne!(ids[0], ids[1]);
         assert_eq!(ids[0], State::at(Path::new("/a/one")).unwrap().id());
@@ -230,8 +244,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         assert!(state.settings().unwrap().is_none());
-        let ports = Ports { apiserver: 1, etcd: 2, etcd_peer: 3 };
-        state.save(&Settings { cluster: Kind::ControlPlane { ports }, ready: true }).unwrap();
+        let ports = Ports {
+            apiserver: 1,
+            etcd: 2,
+            etcd_peer: 3,
+        };
+        state
+            .save(&Settings {
+                cluster: Kind::ControlPlane { ports },
+                ready: true,
+            })
+            .unwrap();
         let read = state.settings().unwrap().unwrap();
         assert_eq!(read.cluster, Kind::ControlPlane { ports });
         assert!(read.ready);
@@ -242,7 +265,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         let held = state.lock().unwrap();
-        assert!(state.lock().unwrap_err().to_string().contains("another sandbox command"));
+        assert!(
+            state
+                .lock()
+                .unwrap_err()
+                .to_string()
+                .contains("another sandbox command")
+        );
         drop(held);
         state.lock().unwrap();
     }

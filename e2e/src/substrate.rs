@@ -50,8 +50,14 @@ pub enum Component {
 
 impl Component {
     /// Every component, the longest build first.
-    pub const ALL: [Self; 6] =
-        [Self::Kubernetes, Self::Traefik, Self::Coredns, Self::Keto, Self::Oathkeeper, Self::Helm];
+    pub const ALL: [Self; 6] = [
+        Self::Kubernetes,
+        Self::Traefik,
+        Self::Coredns,
+        Self::Keto,
+        Self::Oathkeeper,
+        Self::Helm,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -103,7 +109,8 @@ pub async fn build(components: &[Component], progress: &Progress) -> Result<Prog
 async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf> {
     let name = component.name();
     let module = component.module();
-    let go_mod = fs::read_to_string(module.join("go.mod")).with_context(|| format!("no Go module for {name}"))?;
+    let go_mod =
+        fs::read_to_string(module.join("go.mod")).with_context(|| format!("no Go module for {name}"))?;
     let go_version = go_version(&module, &go_mod).await?;
     let flags = component.linker_flags();
     let sources = ["go.mod", "go.sum", "main.go"].map(|file| fs::read(module.join(file)).unwrap_or_default());
@@ -119,10 +126,13 @@ async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf>
     // that looks finished.
     let unfinished = cache.join(format!("{name}-{fingerprint}.{}", std::process::id()));
     let mut go = go(&module);
-    go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"]).arg(&unfinished);
+    go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
+        .arg(&unfinished);
     go.arg(main_package(&go_mod));
     let log = cache.join(format!("{name}.log"));
-    let built = progress.step(&format!("build {name}"), command::logged(&mut go, &log)).await;
+    let built = progress
+        .step(&format!("build {name}"), command::logged(&mut go, &log))
+        .await;
     if let Err(error) = built {
         let _ = fs::remove_file(&unfinished);
         return Err(error.context(format!(
@@ -135,7 +145,9 @@ async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf>
 
 fn go(module: &Path) -> Command {
     let mut go = Command::new("go");
-    go.current_dir(module).env("CGO_ENABLED", "0").env("GOWORK", "off");
+    go.current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off");
     go
 }
 
@@ -162,7 +174,10 @@ fn main_package(go_mod: &str) -> &str {
 }
 
 fn directive<'a>(go_mod: &'a str, name: &str) -> Option<&'a str> {
-    go_mod.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim)
+    go_mod
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .map(str::trim)
 }
 
 fn fingerprint(files: &[Vec<u8>], words: &[&str]) -> String {
@@ -235,7 +250,10 @@ mod tests {
 
     #[test]
     fn the_tool_of_a_module_is_its_main_package() {
-        assert_eq!(main_package("module a\n\ngo 1.26\n\ntool example.org/b/cmd/b\n"), "example.org/b/cmd/b");
+        assert_eq!(
+            main_package("module a\n\ngo 1.26\n\ntool example.org/b/cmd/b\n"),
+            "example.org/b/cmd/b"
+        );
         assert_eq!(main_package("module a\n\ngo 1.26\n"), ".");
     }
 

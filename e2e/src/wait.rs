@@ -67,7 +67,10 @@ where
         if condition(&object) {
             return Ok(object);
         }
-        bail!("the object as it was last:\n{}", serde_saphyr::to_string(&object)?)
+        bail!(
+            "the object as it was last:\n{}",
+            serde_saphyr::to_string(&object)?
+        )
     })
     .await
 }
@@ -81,7 +84,9 @@ mod tests {
         let mut tries = 0;
         let value = until("three", Duration::from_secs(5), async || {
             tries += 1;
-            if tries < 3 { bail!("only {tries}") }
+            if tries < 3 {
+                bail!("only {tries}")
+            }
             Ok(tries)
         });
         assert_eq!(value.await.unwrap(), 3);
@@ -89,14 +94,19 @@ mod tests {
 
     #[tokio::test]
     async fn the_deadline_reports_the_last_error() {
-        let error = until("it is", Duration::ZERO, async || -> Result<()> { bail!("it is not") });
+        let error = until("it is", Duration::ZERO, async || -> Result<()> {
+            bail!("it is not")
+        });
         let text = format!("{:#}", error.await.unwrap_err());
-        assert!(text.contains("until it is") && text.contains("it is not"), "{text}");
+        assert!(
+            text.contains("until it is") && text.contains("it is not"),
+            "{text}"
+        );
     }
 
     #[tokio::test]
     async fn an_error_that_waiting_does_not_mend_ends_the_wait() {
-        let error = until("it is", Duration::from_secs(600), async || -> Result<()> {
+        let error = until("it is", Duration::from_mins(10), async || -> Result<()> {
             Err(Never(anyhow::anyhow!("the daemon ended")).into())
         });
         assert!(format!("{:#}", error.await.unwrap_err()).contains("the daemon ended"));

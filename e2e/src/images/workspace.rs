@@ -26,12 +26,18 @@ pub async fn recipes(progress: &Progress) -> Result<Vec<Recipe>> {
         ("suite", "usr/local/bin/suite", "/usr/local/bin/suite"),
     ] {
         let Some(binary) = binaries.get(name) else {
-            progress.say(&format!("the workspace has no binary {name}: there is no image of it"));
+            progress.say(&format!(
+                "the workspace has no binary {name}: there is no image of it"
+            ));
             continue;
         };
         recipes.push(Recipe {
             name,
-            layers: vec![base.clone(), skeleton()?, program_layer(path, hashed_file(binary)?)],
+            layers: vec![
+                base.clone(),
+                skeleton()?,
+                program_layer(path, hashed_file(binary)?),
+            ],
             entrypoint: vec![entrypoint],
             command: vec![],
             user: USER,
@@ -47,8 +53,15 @@ async fn build() -> Result<BTreeMap<String, PathBuf>> {
     let messages = command::output(
         Command::new(cargo)
             .current_dir(crate::workspace())
-            .args(["build", "--package", "peristyle-operator", "--package", "suite"])
-            .args(["--message-format", "json-render-diagnostics"]),
+            // Packages built alone would have other features, and all their
+            // dependencies would be compiled again.
+            .args([
+                "build",
+                "--workspace",
+                "--bins",
+                "--message-format",
+                "json-render-diagnostics",
+            ]),
     )
     .await
     .context("cannot build the workspace")?;
@@ -68,8 +81,12 @@ struct Target {
 
 /// Binaries by name, from cargo's messages.
 fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -82,6 +99,9 @@ mod tests {
 {"reason":"compiler-artifact","target":{"name":"platform"},"executable":null}
 {"reason":"build-finished","success":true}"#;
         let binaries = executables(messages);
-        assert_eq!(binaries.into_iter().collect::<Vec<_>>(), [("peristyle".to_owned(), "/t/peristyle".into())]);
+        assert_eq!(
+            binaries.into_iter().collect::<Vec<_>>(),
+            [("peristyle".to_owned(), "/t/peristyle".into())]
+        );
     }
 }

@@ -25,21 +25,32 @@ use crate::state::State;
 pub async fn clear(state: &State) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
     // In this order: kubelet, which restarts containers, goes first.
-    let daemons: Vec<_> = daemon::recorded(state).into_iter().map(|(_, process)| process).collect();
-    let (running, stale): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
+    let daemons: Vec<_> = daemon::recorded(state)
+        .into_iter()
+        .map(|(_, process)| process)
+        .collect();
+    let (running, ended): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
     daemon::stop(&running)?;
     let others = [in_network_namespace(state), cgroups::processes(state)].concat();
     daemon::stop(&others)?;
     note(&mut cleared, running.len() + others.len(), "processes");
-    note(&mut cleared, stale.len(), "stale pid files");
+    note(&mut cleared, ended.len(), "stale pid files");
     remove_dir(&state.path("pids"))?;
 
     // With the mount of its file and its processes the network namespace goes.
     note(&mut cleared, unmount_all(state)?, "mounts");
     note(&mut cleared, cgroups::existing(state).len(), "cgroups");
     cgroups::remove(state)?;
-    note(&mut cleared, usize::from(remove_table(state).await?), "packet filter tables");
-    note(&mut cleared, usize::from(remove_device(state).await?), "network devices");
+    note(
+        &mut cleared,
+        usize::from(remove_table(state).await?),
+        "packet filter tables",
+    );
+    note(
+        &mut cleared,
+        usize::from(remove_device(state).await?),
+        "network devices",
+    );
     remove_mount_points(state);
     Ok(cleared)
 }
@@ -53,7 +64,9 @@ fn note(cleared: &mut Vec<String>, count: usize, what: &str) {
 /// Processes whose network is the node's: daemons without pid file, and the
 /// shims of containers.
 fn in_network_namespace(state: &State) -> Vec<Identity> {
-    let Ok(ours) = fs::metadata(path(state)) else { return Vec::new() };
+    let Ok(ours) = fs::metadata(path(state)) else {
+        return Vec::new();
+    };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let inside = pids.filter(|pid| {
@@ -145,6 +158,9 @@ mod tests {
     #[test]
     fn only_mounts_below_the_state_directory_are_ours() {
         let mounts = "overlay /s/one/rootfs overlay rw 0 0\ntmpfs /s/one\\040two tmpfs rw 0 0\ntmpfs /s/one/a\\040b tmpfs rw 0 0\n";
-        assert_eq!(mounts_below(mounts, Path::new("/s/one")), ["/s/one/rootfs", "/s/one/a b"]);
+        assert_eq!(
+            mounts_below(mounts, Path::new("/s/one")),
+            ["/s/one/rootfs", "/s/one/a b"]
+        );
     }
 }

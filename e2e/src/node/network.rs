@@ -16,7 +16,8 @@ const FIRST_CHOICE: u8 = 213;
 /// The addresses of one sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    block: Ipv4Net,
+    /// The first address of the block.
+    base: Ipv4Addr,
 }
 
 impl Network {
@@ -26,41 +27,43 @@ impl Network {
     /// When it is not a /16.
     pub fn new(block: Ipv4Net) -> Result<Self> {
         if block.prefix_len() != 16 || block.trunc() != block {
-            bail!("--network {block}: a network of 65536 addresses is needed, such as 10.{FIRST_CHOICE}.0.0/16");
+            bail!(
+                "--network {block}: a network of 65536 addresses is needed, such as 10.{FIRST_CHOICE}.0.0/16"
+            );
         }
-        Ok(Self { block })
+        Ok(Self { base: block.addr() })
     }
 
     /// The address of the machine on the link to the node.
     #[must_use]
-    pub fn host(&self) -> Ipv4Addr {
+    pub fn host(self) -> Ipv4Addr {
         self.address(0, 1)
     }
 
     /// The address of the node, at which kube-apiserver answers.
     #[must_use]
-    pub fn node(&self) -> Ipv4Addr {
+    pub fn node(self) -> Ipv4Addr {
         self.address(0, 2)
     }
 
     #[must_use]
-    pub fn pods(&self) -> Ipv4Net {
+    pub fn pods(self) -> Ipv4Net {
         Ipv4Net::new_assert(self.address(64, 0), 18)
     }
 
     #[must_use]
-    pub fn services(&self) -> Ipv4Net {
+    pub fn services(self) -> Ipv4Net {
         Ipv4Net::new_assert(self.address(128, 0), 18)
     }
 
     /// The cluster address of DNS.
     #[must_use]
-    pub fn dns(&self) -> Ipv4Addr {
+    pub fn dns(self) -> Ipv4Addr {
         self.address(128, 10)
     }
 
-    fn address(&self, third: u8, fourth: u8) -> Ipv4Addr {
-        let [first, second, ..] = self.block.network().octets();
+    fn address(self, third: u8, fourth: u8) -> Ipv4Addr {
+        let [first, second, ..] = self.base.octets();
         Ipv4Addr::new(first, second, third, fourth)
     }
 }
@@ -73,7 +76,10 @@ pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
     let routes = command::output(Command::new("ip").args(["-4", "route", "show", "table", "all"])).await?;
     let taken = destinations(&routes);
     let overlap = |block: &Ipv4Net| {
-        taken.iter().copied().find(|route| route.contains(block) || block.contains(route))
+        taken
+            .iter()
+            .copied()
+            .find(|route| route.contains(block) || block.contains(route))
     };
     if let Some(block) = wanted {
         if let Some(route) = overlap(&block) {
@@ -82,11 +88,16 @@ pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
         return Network::new(block);
     }
     let block = candidates().find(|block| overlap(block).is_none());
-    Network::new(block.context("every network from 10.0.0.0/16 on overlaps a route: name a free one with --network")?)
+    Network::new(
+        block
+            .context("every network from 10.0.0.0/16 on overlaps a route: name a free one with --network")?,
+    )
 }
 
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
-    (0..=FIRST_CHOICE).rev().map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
+    (0..=FIRST_CHOICE)
+        .rev()
+        .map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
 }
 
 /// The destinations of routes, except the default route, which overlaps everything.
@@ -95,10 +106,15 @@ fn destinations(routes: &str) -> Vec<Ipv4Net> {
         let mut words = line.split_ascii_whitespace().peekable();
         // The kinds of routes that stand before the destination.
         words.next_if(|word| {
-            matches!(*word, "local" | "broadcast" | "unreachable" | "blackhole" | "prohibit" | "throw" | "unicast")
+            matches!(
+                *word,
+                "local" | "broadcast" | "unreachable" | "blackhole" | "prohibit" | "throw" | "unicast"
+            )
         });
         let word = words.next()?;
-        word.parse().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+        word.parse()
+            .ok()
+            .or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
     };
     routes.lines().filter_map(destination).collect()
 }
