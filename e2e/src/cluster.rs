@@ -33,20 +33,13 @@ impl Cluster {
     pub fn of(state: &State) -> Result<Self> {
         let settings = state.settings()?.filter(|settings| settings.ready);
         let Some(settings) = settings else {
-            bail!(
-                "no cluster is up in {}: run `cargo sandbox up`",
-                state.dir().display()
-            );
+            bail!("no cluster is up in {}: run `cargo sandbox up`", state.dir().display());
         };
         let (kubeconfig, context) = match settings.cluster {
             Kind::Existing { kubeconfig, context } => (kubeconfig, context),
             Kind::Full { .. } | Kind::ControlPlane { .. } => (state.path("kubeconfig"), None),
         };
-        Ok(Self {
-            state: state.clone(),
-            kubeconfig,
-            context,
-        })
+        Ok(Self { state: state.clone(), kubeconfig, context })
     }
 
     #[must_use]
@@ -83,10 +76,7 @@ pub async fn client(kubeconfig: &Path, context: Option<&str>) -> Result<Client> 
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let read = Kubeconfig::read_from(kubeconfig);
     let read = read.with_context(|| format!("cannot use kubeconfig {}", kubeconfig.display()))?;
-    let options = KubeConfigOptions {
-        context: context.map(str::to_owned),
-        ..Default::default()
-    };
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
     let config = Config::from_custom_kubeconfig(read, &options).await?;
     Ok(Client::try_from(config)?)
 }
@@ -97,9 +87,6 @@ pub async fn client(kubeconfig: &Path, context: Option<&str>) -> Result<Client> 
 /// When it does not answer or is not ready.
 pub async fn readiness(client: &Client) -> Result<()> {
     let request = http::Request::get("/readyz").body(Vec::new())?;
-    client
-        .request_text(request)
-        .await
-        .context("kube-apiserver is not ready")?;
+    client.request_text(request).await.context("kube-apiserver is not ready")?;
     Ok(())
 }

@@ -25,24 +25,14 @@ pub async fn output(command: &mut Command) -> Result<String> {
 /// When it cannot be started or fails; the error shows its standard error.
 pub async fn output_with_input(command: &mut Command, input: Option<&str>) -> Result<String> {
     let shown = describe(command);
-    command
-        .kill_on_drop(true)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.stdin(if input.is_some() {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    });
+    command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
     if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input) {
         // A program that ends before it has read everything reports why itself.
         let _ = stdin.write_all(text.as_bytes()).await;
     }
-    let output = child
-        .wait_with_output()
-        .await
-        .with_context(|| format!("cannot run `{shown}`"))?;
+    let output = child.wait_with_output().await.with_context(|| format!("cannot run `{shown}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`{shown}` ended with {}:\n{}", output.status, last_lines(&said));
@@ -60,21 +50,10 @@ pub async fn logged(command: &mut Command, log: &Path) -> Result<()> {
         fs::create_dir_all(parent)?;
     }
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-    command
-        .kill_on_drop(true)
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file);
-    let status = command
-        .status()
-        .await
-        .with_context(|| format!("cannot run `{shown}`"))?;
+    command.kill_on_drop(true).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let status = command.status().await.with_context(|| format!("cannot run `{shown}`"))?;
     if !status.success() {
-        bail!(
-            "`{shown}` ended with {status}; the end of {}:\n{}",
-            log.display(),
-            tail(log)
-        );
+        bail!("`{shown}` ended with {status}; the end of {}:\n{}", log.display(), tail(log));
     }
     Ok(())
 }
@@ -91,28 +70,15 @@ pub fn tail(log: &Path) -> String {
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
-    shown
-        .iter()
-        .map(|line| format!("    {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    shown.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn describe(command: &Command) -> String {
     let command = command.as_std();
     let program = Path::new(command.get_program());
-    let name = program
-        .file_name()
-        .unwrap_or(program.as_os_str())
-        .to_string_lossy()
-        .into_owned();
-    let arguments = command
-        .get_args()
-        .map(|argument| argument.to_string_lossy().into_owned());
-    std::iter::once(name)
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once(name).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -121,24 +87,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_program_is_named_with_what_it_said() {
-        let error = output(Command::new("sh").args(["-c", "echo nonsense >&2; exit 3"]))
-            .await
-            .unwrap_err();
+        let error = output(Command::new("sh").args(["-c", "echo nonsense >&2; exit 3"])).await.unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.contains("exit status: 3") && text.contains("nonsense"),
-            "{text}"
-        );
+        assert!(text.contains("exit status: 3") && text.contains("nonsense"), "{text}");
     }
 
     #[tokio::test]
     async fn input_reaches_the_program() {
-        assert_eq!(
-            output_with_input(&mut Command::new("cat"), Some("text"))
-                .await
-                .unwrap(),
-            "text"
-        );
+        assert_eq!(output_with_input(&mut Command::new("cat"), Some("text")).await.unwrap(), "text");
     }
 
     #[tokio::test]

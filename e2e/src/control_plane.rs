@@ -57,10 +57,7 @@ impl ControlPlane {
     pub async fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("peristyle-").tempdir()?;
         // From here on dropping ends what was started.
-        let plane = Self {
-            state: State::at(dir.path())?,
-            _dir: dir,
-        };
+        let plane = Self { state: State::at(dir.path())?, _dir: dir };
         start_without_node(&plane.state, &Progress::default()).await?;
         Ok(plane)
     }
@@ -88,15 +85,10 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        let processes: Vec<_> = daemon::recorded(&self.state)
-            .into_iter()
-            .map(|(_, process)| process)
-            .collect();
+        let processes: Vec<_> =
+            daemon::recorded(&self.state).into_iter().map(|(_, process)| process).collect();
         if let Err(error) = daemon::stop(&processes) {
-            eprintln!(
-                "cannot end the control plane in {}: {error:#}",
-                self.state.dir().display()
-            );
+            eprintln!("cannot end the control plane in {}: {error:#}", self.state.dir().display());
         }
     }
 }
@@ -110,10 +102,7 @@ pub async fn start_without_node(state: &State, progress: &Progress) -> Result<()
     substrate::link(state, &programs)?;
     let ports = free_ports()?;
     let cluster = Kind::ControlPlane { ports };
-    state.save(&Settings {
-        cluster: cluster.clone(),
-        ready: false,
-    })?;
+    state.save(&Settings { cluster: cluster.clone(), ready: false })?;
     // Nothing uses these addresses; Services need some.
     let network = Network::new(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16))?;
     let layout = Layout {
@@ -134,11 +123,7 @@ pub async fn start_without_node(state: &State, progress: &Progress) -> Result<()
 pub async fn start_in_namespace(state: &State, network: &Network, progress: &Progress) -> Result<()> {
     let layout = Layout {
         address: network.node(),
-        ports: Ports {
-            apiserver: 6443,
-            etcd: 2379,
-            etcd_peer: 2380,
-        },
+        ports: Ports { apiserver: 6443, etcd: 2379, etcd_peer: 2380 },
         services: network.services(),
         pods: network.pods(),
         namespace: Some(namespaces::path(state)),
@@ -147,9 +132,7 @@ pub async fn start_in_namespace(state: &State, network: &Network, progress: &Pro
 }
 
 async fn start(state: &State, layout: &Layout, progress: &Progress) -> Result<()> {
-    progress
-        .step("keys and kubeconfigs", credentials::create(state, layout))
-        .await?;
+    progress.step("keys and kubeconfigs", credentials::create(state, layout)).await?;
     let serving = async {
         processes::start_etcd(state, layout)?;
         processes::start_apiserver(state, layout)?;
@@ -167,10 +150,7 @@ async fn start(state: &State, layout: &Layout, progress: &Progress) -> Result<()
         let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
         wait::until("kube-controller-manager works", PATIENCE, async || {
             daemon::check(state).map_err(wait::Never)?;
-            accounts
-                .get("default")
-                .await
-                .context("namespace default has no service account yet")
+            accounts.get("default").await.context("namespace default has no service account yet")
         })
         .await
     };
@@ -184,9 +164,5 @@ fn free_ports() -> Result<Ports> {
     let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1");
     let listeners = [listener()?, listener()?, listener()?];
     let [apiserver, etcd, etcd_peer] = listeners.each_ref().map(TcpListener::local_addr);
-    Ok(Ports {
-        apiserver: apiserver?.port(),
-        etcd: etcd?.port(),
-        etcd_peer: etcd_peer?.port(),
-    })
+    Ok(Ports { apiserver: apiserver?.port(), etcd: etcd?.port(), etcd_peer: etcd_peer?.port() })
 }

@@ -37,11 +37,7 @@ impl Identity {
     /// When there is none.
     pub fn of(pid: i32) -> Result<Self> {
         let (_, start_time) = stat(pid).with_context(|| format!("no process has pid {pid}"))?;
-        Ok(Self {
-            pid,
-            start_time,
-            boot_id: boot_id(),
-        })
+        Ok(Self { pid, start_time, boot_id: boot_id() })
     }
 
     /// Whether this very process runs. One that ended and waits for its parent does not.
@@ -95,10 +91,7 @@ pub fn recorded(state: &State) -> Vec<(String, Identity)> {
     let Ok(entries) = fs::read_dir(state.path("pids")) else {
         return Vec::new();
     };
-    let mut daemons: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| read(&entry.path()))
-        .collect();
+    let mut daemons: Vec<_> = entries.flatten().filter_map(|entry| read(&entry.path())).collect();
     daemons.sort_by(|a, b| a.0.cmp(&b.0));
     daemons
 }
@@ -161,10 +154,7 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 }
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -191,12 +181,7 @@ mod tests {
         check(&state).unwrap();
         stop(std::slice::from_ref(&identity)).unwrap();
         assert!(!identity.is_running());
-        assert!(
-            check(&state)
-                .unwrap_err()
-                .to_string()
-                .starts_with("sleeper ended")
-        );
+        assert!(check(&state).unwrap_err().to_string().starts_with("sleeper ended"));
     }
 
     #[test]
@@ -219,10 +204,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         let identity = sleeper(&state);
-        let earlier = Identity {
-            start_time: 1,
-            ..identity.clone()
-        };
+        let earlier = Identity { start_time: 1, ..identity.clone() };
         stop(&[earlier]).unwrap();
         assert!(identity.is_running());
         stop(&[identity]).unwrap();

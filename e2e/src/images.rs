@@ -34,20 +34,13 @@ const IMPORTS_AT_A_TIME: usize = 3;
 /// # Errors
 /// When a build, an archive or an import fails, or the sandbox does not run.
 pub async fn build_and_import(state: &State) -> Result<References> {
-    match state
-        .settings()?
-        .filter(|settings| settings.ready)
-        .map(|settings| settings.cluster)
-    {
+    match state.settings()?.filter(|settings| settings.ready).map(|settings| settings.cluster) {
         Some(Kind::Full { .. }) => {}
         Some(Kind::ControlPlane { .. }) => bail!("a control plane without node has no use for images"),
         Some(Kind::Existing { .. }) => bail!(
             "this cluster was not made by the sandbox: build images/Containerfile.* and push the images to its registry"
         ),
-        None => bail!(
-            "no sandbox is up in {}: run `cargo sandbox up`",
-            state.dir().display()
-        ),
+        None => bail!("no sandbox is up in {}: run `cargo sandbox up`", state.dir().display()),
     }
     let progress = Progress::default();
     let programs = substrate::build(&Component::ALL, &progress).await?;
@@ -61,27 +54,17 @@ pub async fn build_and_import(state: &State) -> Result<References> {
 /// # Errors
 /// When an archive cannot be written or an import fails.
 pub async fn import(state: &State, recipes: &[Recipe], progress: &Progress) -> Result<References> {
-    let listed = command::output(ctr(state).args(["images", "list", "--quiet"]))
-        .await
-        .context(
-            "cannot ask the sandbox's containerd for its images: is the sandbox up? (`cargo sandbox up`)",
-        )?;
+    let listed = command::output(ctr(state).args(["images", "list", "--quiet"])).await.context(
+        "cannot ask the sandbox's containerd for its images: is the sandbox up? (`cargo sandbox up`)",
+    )?;
     let present: BTreeSet<&str> = listed.lines().collect();
-    let missing: Vec<_> = recipes
-        .iter()
-        .filter(|r| !present.contains(r.reference().as_str()))
-        .collect();
+    let missing: Vec<_> = recipes.iter().filter(|r| !present.contains(r.reference().as_str())).collect();
     stream::iter(missing.into_iter().map(anyhow::Ok))
         .try_for_each_concurrent(IMPORTS_AT_A_TIME, |recipe| async move {
-            progress
-                .step(&format!("image {}", recipe.name), import_one(state, recipe))
-                .await
+            progress.step(&format!("image {}", recipe.name), import_one(state, recipe)).await
         })
         .await?;
-    Ok(recipes
-        .iter()
-        .map(|recipe| (recipe.name.to_owned(), recipe.reference()))
-        .collect())
+    Ok(recipes.iter().map(|recipe| (recipe.name.to_owned(), recipe.reference())).collect())
 }
 
 async fn import_one(state: &State, recipe: &Recipe) -> Result<()> {
@@ -98,9 +81,7 @@ async fn import_one(state: &State, recipe: &Recipe) -> Result<()> {
 
 fn ctr(state: &State) -> Command {
     let mut ctr = Command::new("ctr");
-    ctr.arg("--address")
-        .arg(state.path("containerd.sock"))
-        .args(["--namespace", "k8s.io"]);
+    ctr.arg("--address").arg(state.path("containerd.sock")).args(["--namespace", "k8s.io"]);
     ctr
 }
 

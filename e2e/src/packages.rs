@@ -31,9 +31,7 @@ const PACKAGES: [&str; 12] = [
 pub async fn ensure(progress: &Progress) -> Result<()> {
     // Exits with 1 when one of the packages is unknown: the output tells which are there.
     let mut query = Command::new("dpkg-query");
-    query
-        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
-        .args(PACKAGES);
+    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]).args(PACKAGES);
     let known = match query.kill_on_drop(true).output().await {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => bail!(
@@ -44,10 +42,7 @@ pub async fn ensure(progress: &Progress) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let install = format!(
-        "apt-get install --yes --no-install-recommends {}",
-        missing.join(" ")
-    );
+    let install = format!("apt-get install --yes --no-install-recommends {}", missing.join(" "));
     if !geteuid().is_root() {
         bail!("packages are missing; run: sudo apt-get update && sudo {install}");
     }
@@ -60,9 +55,7 @@ async fn apt(missing: &[&str]) -> Result<()> {
     let mut update = Command::new("apt-get");
     command::logged(update.arg("update"), &log).await?;
     let mut install = Command::new("apt-get");
-    install
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(missing);
+    install.args(["install", "--yes", "--no-install-recommends"]).args(missing);
     command::logged(install.env("DEBIAN_FRONTEND", "noninteractive"), &log).await
 }
 

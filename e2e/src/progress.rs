@@ -15,10 +15,7 @@ pub struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            steps: Arc::default(),
-        }
+        Self { started: Instant::now(), steps: Arc::default() }
     }
 }
 
@@ -35,10 +32,7 @@ impl Progress {
             Ok(_) => self.say(&format!("{name:<44} {:>7.1} s", took.as_secs_f64())),
             Err(_) => self.say(&format!("{name:<44} failed after {:.1} s", took.as_secs_f64())),
         }
-        self.steps
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((name.to_owned(), took));
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), took));
         result
     }
 
@@ -51,9 +45,7 @@ impl Progress {
     #[must_use]
     pub fn table(&self) -> String {
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = steps
-            .iter()
-            .map(|(name, took)| format!("  {name:<44} {:>8.1}\n", took.as_secs_f64()));
+        let rows = steps.iter().map(|(name, took)| format!("  {name:<44} {:>8.1}\n", took.as_secs_f64()));
         let total = self.started.elapsed().as_secs_f64();
         format!(
             "  {:<44} {:>8}\n{}  {:<44} {total:>8.1}\n",
@@ -73,14 +65,8 @@ mod tests {
     async fn the_table_names_every_step_even_a_failed_one() {
         let progress = Progress::default();
         progress.step("good", async { Ok(()) }).await.unwrap();
-        progress
-            .step("bad", async { Err::<(), _>(anyhow::anyhow!("no")) })
-            .await
-            .unwrap_err();
+        progress.step("bad", async { Err::<(), _>(anyhow::anyhow!("no")) }).await.unwrap_err();
         let table = progress.table();
-        assert!(
-            table.contains("good") && table.contains("bad") && table.contains("total"),
-            "{table}"
-        );
+        assert!(table.contains("good") && table.contains("bad") && table.contains("total"), "{table}");
     }
 }

@@ -31,10 +31,7 @@ pub enum Wanted {
     /// etcd, kube-apiserver and kube-controller-manager only.
     ControlPlane,
     /// Nothing: a cluster that exists is used.
-    Existing {
-        kubeconfig: PathBuf,
-        context: Option<String>,
-    },
+    Existing { kubeconfig: PathBuf, context: Option<String> },
 }
 
 /// Brings the sandbox up. One that runs is left as it is; what a killed one
@@ -64,17 +61,13 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
     if let Err(error) = outcome {
         progress.say("clearing what was started");
         if let Err(uncleared) = leftovers::clear(state).await {
-            progress.say(&format!(
-                "cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"
-            ));
+            progress
+                .say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
         }
         let _ = fs::remove_file(state.path("settings.json"));
         let logs = state.path("logs");
-        let place = if logs.exists() {
-            format!("; its logs stay in {}", logs.display())
-        } else {
-            String::new()
-        };
+        let place =
+            if logs.exists() { format!("; its logs stay in {}", logs.display()) } else { String::new() };
         return Err(error.context(format!("the sandbox did not come up{place}")));
     }
     eprintln!("\n{}", progress.table());
@@ -126,11 +119,7 @@ pub async fn status(state: &State) -> Result<String> {
         let health = if process.is_running() { "running" } else { "ENDED" };
         lines.push(format!("{name:<24} {health} (pid {})", process.pid));
     }
-    let summary = if runs(state).await {
-        "up"
-    } else {
-        "NOT UP: `cargo sandbox up` starts it again"
-    };
+    let summary = if runs(state).await { "up" } else { "NOT UP: `cargo sandbox up` starts it again" };
     lines.push(format!("{:<24} {summary}", "sandbox"));
     Ok(lines.join("\n") + "\n")
 }
@@ -149,10 +138,7 @@ pub fn log(state: &State, component: &str) -> Result<PathBuf> {
         .filter_map(|e| Some(e.path().file_name()?.to_str()?.strip_suffix(".log")?.to_owned()))
         .collect();
     names.sort();
-    Err(anyhow!(
-        "there is no log of {component:?}; there are: {}",
-        names.join(", ")
-    ))
+    Err(anyhow!("there is no log of {component:?}; there are: {}", names.join(", ")))
 }
 
 /// Whether everything that `up` started still works.
@@ -169,9 +155,7 @@ async fn runs(state: &State) -> bool {
 
 /// Removes what a sandbox left, except its directory and the logs in it.
 async fn clear(state: &State, progress: &Progress) -> Result<()> {
-    let cleared = leftovers::clear(state)
-        .await
-        .context("cannot clear what the last sandbox left")?;
+    let cleared = leftovers::clear(state).await.context("cannot clear what the last sandbox left")?;
     if !cleared.is_empty() {
         progress.say(&format!("cleared {}", cleared.join(", ")));
     }
@@ -184,27 +168,19 @@ async fn clear(state: &State, progress: &Progress) -> Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() && !path.is_symlink() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let removed =
+        if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Uses a cluster that exists; only kubectl and helm are built.
 async fn adopt(state: &State, kubeconfig: &Path, context: Option<&str>, progress: &Progress) -> Result<()> {
     let client = cluster::client(kubeconfig, context).await?;
-    cluster::readiness(&client)
-        .await
-        .context("the cluster of --kubeconfig does not answer")?;
+    cluster::readiness(&client).await.context("the cluster of --kubeconfig does not answer")?;
     let programs = substrate::build(&[Component::Kubernetes, Component::Helm], progress).await?;
     substrate::link(state, &programs)?;
     let kubeconfig = fs::canonicalize(kubeconfig)?;
-    let cluster = Kind::Existing {
-        kubeconfig,
-        context: context.map(str::to_owned),
-    };
+    let cluster = Kind::Existing { kubeconfig, context: context.map(str::to_owned) };
     state.save(&Settings { cluster, ready: true })
 }
 

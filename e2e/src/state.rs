@@ -39,10 +39,7 @@ pub enum Kind {
     /// etcd, kube-apiserver and kube-controller-manager on the loopback device.
     ControlPlane { ports: Ports },
     /// A cluster that somebody else made.
-    Existing {
-        kubeconfig: PathBuf,
-        context: Option<String>,
-    },
+    Existing { kubeconfig: PathBuf, context: Option<String> },
 }
 
 /// The ports of a control plane.
@@ -148,10 +145,7 @@ impl State {
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let settings = serde_json::from_str(&text).with_context(|| {
-            format!(
-                "cannot understand {}: `cargo sandbox down` removes it",
-                path.display()
-            )
+            format!("cannot understand {}: `cargo sandbox down` removes it", path.display())
         })?;
         Ok(Some(settings))
     }
@@ -188,10 +182,7 @@ impl State {
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => {
-                bail!(
-                    "another sandbox command works on {}: wait for its end",
-                    self.dir.display()
-                )
+                bail!("another sandbox command works on {}: wait for its end", self.dir.display())
             }
             Err(TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
         }
@@ -225,9 +216,7 @@ mod tests {
 
     #[test]
     fn state_directories_have_different_ids() {
-        let ids: Vec<_> = ["/a/one", "/a/two"]
-            .map(|dir| State::at(Path::new(dir)).unwrap().id())
-            .into();
+        let ids: Vec<_> = ["/a/one", "/a/two"].map(|dir| State::at(Path::new(dir)).unwrap().id()).into();
         assert_eq!(ids[0].len(), 6);
         assert_ne!(ids[0], ids[1]);
         assert_eq!(ids[0], State::at(Path::new("/a/one")).unwrap().id());
@@ -244,17 +233,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         assert!(state.settings().unwrap().is_none());
-        let ports = Ports {
-            apiserver: 1,
-            etcd: 2,
-            etcd_peer: 3,
-        };
-        state
-            .save(&Settings {
-                cluster: Kind::ControlPlane { ports },
-                ready: true,
-            })
-            .unwrap();
+        let ports = Ports { apiserver: 1, etcd: 2, etcd_peer: 3 };
+        state.save(&Settings { cluster: Kind::ControlPlane { ports }, ready: true }).unwrap();
         let read = state.settings().unwrap().unwrap();
         assert_eq!(read.cluster, Kind::ControlPlane { ports });
         assert!(read.ready);
@@ -265,13 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         let held = state.lock().unwrap();
-        assert!(
-            state
-                .lock()
-                .unwrap_err()
-                .to_string()
-                .contains("another sandbox command")
-        );
+        assert!(state.lock().unwrap_err().to_string().contains("another sandbox command"));
         drop(held);
         state.lock().unwrap();
     }

@@ -50,14 +50,8 @@ pub enum Component {
 
 impl Component {
     /// Every component, the longest build first.
-    pub const ALL: [Self; 6] = [
-        Self::Kubernetes,
-        Self::Traefik,
-        Self::Coredns,
-        Self::Keto,
-        Self::Oathkeeper,
-        Self::Helm,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Kubernetes, Self::Traefik, Self::Coredns, Self::Keto, Self::Oathkeeper, Self::Helm];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -126,13 +120,10 @@ async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf>
     // that looks finished.
     let unfinished = cache.join(format!("{name}-{fingerprint}.{}", std::process::id()));
     let mut go = go(&module);
-    go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
-        .arg(&unfinished);
+    go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"]).arg(&unfinished);
     go.arg(main_package(&go_mod));
     let log = cache.join(format!("{name}.log"));
-    let built = progress
-        .step(&format!("build {name}"), command::logged(&mut go, &log))
-        .await;
+    let built = progress.step(&format!("build {name}"), command::logged(&mut go, &log)).await;
     if let Err(error) = built {
         let _ = fs::remove_file(&unfinished);
         return Err(error.context(format!(
@@ -145,9 +136,7 @@ async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf>
 
 fn go(module: &Path) -> Command {
     let mut go = Command::new("go");
-    go.current_dir(module)
-        .env("CGO_ENABLED", "0")
-        .env("GOWORK", "off");
+    go.current_dir(module).env("CGO_ENABLED", "0").env("GOWORK", "off");
     go
 }
 
@@ -174,10 +163,7 @@ fn main_package(go_mod: &str) -> &str {
 }
 
 fn directive<'a>(go_mod: &'a str, name: &str) -> Option<&'a str> {
-    go_mod
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-        .map(str::trim)
+    go_mod.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim)
 }
 
 fn fingerprint(files: &[Vec<u8>], words: &[&str]) -> String {
@@ -250,10 +236,7 @@ mod tests {
 
     #[test]
     fn the_tool_of_a_module_is_its_main_package() {
-        assert_eq!(
-            main_package("module a\n\ngo 1.26\n\ntool example.org/b/cmd/b\n"),
-            "example.org/b/cmd/b"
-        );
+        assert_eq!(main_package("module a\n\ngo 1.26\n\ntool example.org/b/cmd/b\n"), "example.org/b/cmd/b");
         assert_eq!(main_package("module a\n\ngo 1.26\n"), ".");
     }
 

@@ -67,10 +67,7 @@ where
         if condition(&object) {
             return Ok(object);
         }
-        bail!(
-            "the object as it was last:\n{}",
-            serde_saphyr::to_string(&object)?
-        )
+        bail!("the object as it was last:\n{}", serde_saphyr::to_string(&object)?)
     })
     .await
 }
@@ -94,14 +91,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_deadline_reports_the_last_error() {
-        let error = until("it is", Duration::ZERO, async || -> Result<()> {
-            bail!("it is not")
-        });
+        let error = until("it is", Duration::ZERO, async || -> Result<()> { bail!("it is not") });
         let text = format!("{:#}", error.await.unwrap_err());
-        assert!(
-            text.contains("until it is") && text.contains("it is not"),
-            "{text}"
-        );
+        assert!(text.contains("until it is") && text.contains("it is not"), "{text}");
     }
 
     #[tokio::test]

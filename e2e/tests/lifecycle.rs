@@ -37,18 +37,9 @@ struct Machine {
 
 impl Machine {
     fn now() -> Self {
-        let directories = [
-            "/run/netns",
-            "/run/containerd",
-            "/var/lib/kubelet",
-            "/var/lib/cni",
-        ];
-        let settings = [
-            "vm/overcommit_memory",
-            "kernel/panic",
-            "kernel/panic_on_oops",
-            "net/ipv4/ip_forward",
-        ];
+        let directories = ["/run/netns", "/run/containerd", "/var/lib/kubelet", "/var/lib/cni"];
+        let settings =
+            ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"];
         Self {
             devices: names("/sys/class/net"),
             mounts: lines(&fs::read_to_string("/proc/mounts").unwrap()),
@@ -70,9 +61,7 @@ impl Machine {
 
 fn names(dir: &str) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).unwrap().flatten();
-    entries
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .collect()
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
 }
 
 fn lines(text: &str) -> BTreeSet<String> {
@@ -81,27 +70,19 @@ fn lines(text: &str) -> BTreeSet<String> {
 
 fn stdout(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 fn cgroups() -> BTreeSet<String> {
     let root = "/sys/fs/cgroup";
-    let found = Command::new("find")
-        .args([root, "-maxdepth", "2", "-type", "d", "-name", "peri-*"])
-        .output();
+    let found = Command::new("find").args([root, "-maxdepth", "2", "-type", "d", "-name", "peri-*"]).output();
     lines(&String::from_utf8(found.unwrap().stdout).unwrap())
 }
 
 /// Processes with `text` in their command line.
 fn processes_of(text: &str) -> Vec<i32> {
-    let pids = names("/proc")
-        .into_iter()
-        .filter_map(|name| name.parse::<i32>().ok());
+    let pids = names("/proc").into_iter().filter_map(|name| name.parse::<i32>().ok());
     let mentions = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).contains(text)
@@ -116,9 +97,7 @@ struct Sandbox {
 
 impl Sandbox {
     fn new() -> Self {
-        Self {
-            dir: tempfile::Builder::new().prefix("peristyle-").tempdir().unwrap(),
-        }
+        Self { dir: tempfile::Builder::new().prefix("peristyle-").tempdir().unwrap() }
     }
 
     fn path(&self) -> &str {
@@ -133,11 +112,7 @@ impl Sandbox {
 
     /// Runs a command that must succeed, and returns what it reported.
     fn run(&self, arguments: &[&str]) -> String {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.command(arguments).output().unwrap();
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
         assert!(status.success(), "{arguments:?} ended with {status}:\n{said}");
         said
@@ -145,12 +120,7 @@ impl Sandbox {
 
     fn kubectl(&self, arguments: &str) -> String {
         let mut kubectl = Command::new(self.dir.path().join("bin/kubectl"));
-        stdout(
-            kubectl
-                .arg("--kubeconfig")
-                .arg(self.dir.path().join("kubeconfig"))
-                .args(arguments.split(' ')),
-        )
+        stdout(kubectl.arg("--kubeconfig").arg(self.dir.path().join("kubeconfig")).args(arguments.split(' ')))
     }
 }
 
@@ -162,11 +132,7 @@ impl Drop for Sandbox {
 }
 
 fn assert_nothing_is_left(sandbox: &Sandbox, before: &Machine) {
-    assert_eq!(
-        processes_of(sandbox.path()),
-        Vec::<i32>::new(),
-        "processes are left"
-    );
+    assert_eq!(processes_of(sandbox.path()), Vec::<i32>::new(), "processes are left");
     assert_eq!(&Machine::now(), before, "the machine is not as it was");
 }
 
@@ -187,31 +153,16 @@ fn a_full_sandbox_comes_up_survives_the_death_of_its_processes_and_leaves_nothin
     let started = Instant::now();
     let processes = processes_of(sandbox.path());
     sandbox.run(&up);
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "a second up took {:?}",
-        started.elapsed()
-    );
-    assert_eq!(
-        processes_of(sandbox.path()),
-        processes,
-        "a second up changed something"
-    );
+    assert!(started.elapsed() < Duration::from_secs(3), "a second up took {:?}", started.elapsed());
+    assert_eq!(processes_of(sandbox.path()), processes, "a second up changed something");
 
     for pid in processes {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
     let said = sandbox.run(&up);
-    assert!(
-        said.contains("cleared") && said.contains("stale pid files"),
-        "{said}"
-    );
+    assert!(said.contains("cleared") && said.contains("stale pid files"), "{said}");
     assert!(sandbox.kubectl("get nodes").contains(" Ready "));
-    assert!(
-        sandbox
-            .kubectl("-n kube-system get deployment coredns")
-            .contains("1/1")
-    );
+    assert!(sandbox.kubectl("-n kube-system get deployment coredns").contains("1/1"));
 
     sandbox.run(&["down"]);
     assert!(!sandbox.dir.path().exists());
@@ -223,11 +174,7 @@ fn an_interrupted_up_leaves_nothing_but_logs() {
     let _alone = as_root_and_alone();
     let before = Machine::now();
     let sandbox = Sandbox::new();
-    let up = sandbox
-        .command(&["up", "--publish", ""])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let up = sandbox.command(&["up", "--publish", ""]).stderr(Stdio::piped()).spawn().unwrap();
     let running = || sandbox.dir.path().join("pids/kube-apiserver.json").exists();
     wait_until("kube-apiserver is started", running);
     kill(Pid::from_raw(i32::try_from(up.id()).unwrap()), Signal::SIGINT).unwrap();
@@ -244,17 +191,9 @@ fn a_control_plane_serves_and_leaves_nothing() {
     sandbox.run(&["up", "--control-plane"]);
     assert!(sandbox.kubectl("get --raw /readyz").contains("ok"));
     assert!(sandbox.run(&["status"]).contains("kube-apiserver"));
-    assert!(
-        fs::read_to_string(sandbox.dir.path().join("logs/audit.log"))
-            .unwrap()
-            .contains("/readyz")
-    );
+    assert!(fs::read_to_string(sandbox.dir.path().join("logs/audit.log")).unwrap().contains("/readyz"));
     sandbox.run(&["down"]);
-    assert_eq!(
-        processes_of(sandbox.path()),
-        Vec::<i32>::new(),
-        "processes are left"
-    );
+    assert_eq!(processes_of(sandbox.path()), Vec::<i32>::new(), "processes are left");
     assert!(!sandbox.dir.path().exists());
 }
 

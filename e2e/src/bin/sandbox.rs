@@ -79,10 +79,7 @@ async fn main() -> ExitCode {
             // Without the backtrace that RUST_BACKTRACE adds to Debug: the
             // causes say what to do.
             eprintln!("error: {error}");
-            error
-                .chain()
-                .skip(1)
-                .for_each(|cause| eprintln!("  because: {cause}"));
+            error.chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
             ExitCode::FAILURE
         }
     }
@@ -120,10 +117,7 @@ async fn run(cli: Cli) -> Result<()> {
 impl Up {
     fn wanted(self, control_plane: bool) -> Wanted {
         match self.kubeconfig {
-            Some(kubeconfig) => Wanted::Existing {
-                kubeconfig,
-                context: self.context,
-            },
+            Some(kubeconfig) => Wanted::Existing { kubeconfig, context: self.context },
             None if control_plane => Wanted::ControlPlane,
             None => Wanted::Full {
                 network: self.network,
@@ -135,11 +129,7 @@ impl Up {
 
 /// A port, or nothing for the empty list.
 fn published_port(text: &str) -> Result<Option<u16>, std::num::ParseIntError> {
-    if text.is_empty() {
-        Ok(None)
-    } else {
-        text.parse().map(Some)
-    }
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 async fn logs(state: &State, name: &str, lines: u32, follow: bool) -> Result<()> {

@@ -13,13 +13,8 @@ use crate::state::State;
 use crate::substrate::KUBERNETES_VERSION;
 
 /// The kubeconfigs that kubeadm writes.
-const KUBECONFIGS: [&str; 5] = [
-    "admin.conf",
-    "controller-manager.conf",
-    "kubelet.conf",
-    "scheduler.conf",
-    "super-admin.conf",
-];
+const KUBECONFIGS: [&str; 5] =
+    ["admin.conf", "controller-manager.conf", "kubelet.conf", "scheduler.conf", "super-admin.conf"];
 
 /// The address in certificates of a control plane on 127.0.0.1, which kubeadm
 /// does not take; it is one that nobody has.
@@ -30,9 +25,7 @@ pub(super) async fn create(state: &State, layout: &Layout) -> Result<()> {
     let kubeconfigs = state.path("kubeconfigs");
     for phase in ["certs", "kubeconfig"] {
         let mut kubeadm = kubeadm(state);
-        kubeadm
-            .args(["init", "phase", phase, "all", "--config"])
-            .arg(&config);
+        kubeadm.args(["init", "phase", phase, "all", "--config"]).arg(&config);
         if phase == "kubeconfig" {
             kubeadm.arg("--kubeconfig-dir").arg(&kubeconfigs);
         }
@@ -40,14 +33,7 @@ pub(super) async fn create(state: &State, layout: &Layout) -> Result<()> {
     }
     if layout.namespace.is_some() {
         let mut user = kubeadm(state);
-        user.args([
-            "kubeconfig",
-            "user",
-            "--client-name",
-            "system:kube-proxy",
-            "--config",
-        ])
-        .arg(&config);
+        user.args(["kubeconfig", "user", "--client-name", "system:kube-proxy", "--config"]).arg(&config);
         state.write("kubeconfigs/kube-proxy.conf", command::output(&mut user).await?)?;
     }
     let server = format!("https://{}:{}", layout.address, layout.ports.apiserver);
@@ -67,11 +53,8 @@ fn kubeadm(state: &State) -> Command {
 }
 
 fn config(state: &State, layout: &Layout) -> String {
-    let advertise = if layout.address.is_loopback() {
-        NOWHERE.to_owned()
-    } else {
-        layout.address.to_string()
-    };
+    let advertise =
+        if layout.address.is_loopback() { NOWHERE.to_owned() } else { layout.address.to_string() };
     let init = json!({
         "apiVersion": "kubeadm.k8s.io/v1beta4",
         "kind": "InitConfiguration",

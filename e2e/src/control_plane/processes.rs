@@ -53,10 +53,7 @@ pub(super) fn start_apiserver(state: &State, layout: &Layout) -> Result<()> {
         format!("--tls-cert-file={}", pki("apiserver.crt")),
         format!("--tls-private-key-file={}", pki("apiserver.key")),
         format!("--client-ca-file={}", pki("ca.crt")),
-        format!(
-            "--kubelet-client-certificate={}",
-            pki("apiserver-kubelet-client.crt")
-        ),
+        format!("--kubelet-client-certificate={}", pki("apiserver-kubelet-client.crt")),
         format!("--kubelet-client-key={}", pki("apiserver-kubelet-client.key")),
         // Logs and exec would look up the node's name in DNS otherwise.
         "--kubelet-preferred-address-types=InternalIP".to_owned(),

@@ -84,8 +84,7 @@ impl Recipe {
         let path = dir.join(format!("{}-{}.tar", self.name, self.fingerprint()));
         if !path.exists() {
             let unfinished = tempfile::NamedTempFile::new_in(&dir)?;
-            self.write(unfinished.as_file())
-                .with_context(|| format!("cannot write image {}", self.name))?;
+            self.write(unfinished.as_file()).with_context(|| format!("cannot write image {}", self.name))?;
             unfinished.persist(&path)?;
         }
         Ok(path)
@@ -232,10 +231,7 @@ pub fn file_digest(file: &mut File) -> io::Result<String> {
 /// When the file cannot be read.
 pub fn hashed_file(path: &Path) -> Result<Content> {
     let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Content::File {
-        path: fs::canonicalize(path)?,
-        identity: file_digest(&mut file)?,
-    })
+    Ok(Content::File { path: fs::canonicalize(path)?, identity: file_digest(&mut file)? })
 }
 
 /// The name that Go and image configurations give to this machine's processor.
@@ -252,11 +248,7 @@ mod tests {
     use super::*;
 
     fn recipe(text: &str) -> Recipe {
-        let entry = |path, content| Entry {
-            path,
-            mode: 0o755,
-            content,
-        };
+        let entry = |path, content| Entry { path, mode: 0o755, content };
         Recipe {
             name: "example",
             layers: vec![Layer::Entries(vec![
@@ -287,22 +279,8 @@ mod tests {
     fn another_content_entrypoint_or_user_gives_another_name() {
         let base = recipe("a").reference();
         assert_ne!(base, recipe("b").reference());
-        assert_ne!(
-            base,
-            Recipe {
-                entrypoint: vec!["/x"],
-                ..recipe("a")
-            }
-            .reference()
-        );
-        assert_ne!(
-            base,
-            Recipe {
-                user: "1:1",
-                ..recipe("a")
-            }
-            .reference()
-        );
+        assert_ne!(base, Recipe { entrypoint: vec!["/x"], ..recipe("a") }.reference());
+        assert_ne!(base, Recipe { user: "1:1", ..recipe("a") }.reference());
         assert!(base.starts_with("peristyle.local/example:"), "{base}");
     }
 

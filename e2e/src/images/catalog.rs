@@ -20,11 +20,7 @@ pub fn pause() -> Result<Recipe> {
     let program = hashed_file(Path::new("/bin/busybox"))?;
     let layer = Layer::Entries(vec![
         directory("bin", 0o755),
-        Entry {
-            path: "bin/sleep",
-            mode: 0o755,
-            content: program,
-        },
+        Entry { path: "bin/sleep", mode: 0o755, content: program },
     ]);
     Ok(Recipe {
         name: "pause",
@@ -77,15 +73,8 @@ fn program_image(component: Component, program: &Path) -> Result<Option<Recipe>>
         Component::Kubernetes | Component::Helm => return Ok(None),
     };
     // The file name ends in the hash of what the program was built from.
-    let identity = program
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let content = Content::File {
-        path: program.to_owned(),
-        identity,
-    };
+    let identity = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let content = Content::File { path: program.to_owned(), identity };
     Ok(Some(Recipe {
         name: component.name(),
         layers: vec![skeleton()?, program_layer(path, content)],
@@ -103,11 +92,7 @@ pub fn program_layer(path: &'static str, content: Content) -> Layer {
         directory("usr", 0o755),
         directory("usr/local", 0o755),
         directory("usr/local/bin", 0o755),
-        Entry {
-            path,
-            mode: 0o755,
-            content,
-        },
+        Entry { path, mode: 0o755, content },
     ])
 }
 
@@ -116,11 +101,7 @@ pub fn program_layer(path: &'static str, content: Content) -> Layer {
 /// # Errors
 /// When this machine's bundle of certificate authorities cannot be read.
 pub fn skeleton() -> Result<Layer> {
-    let text = |path, text: &str| Entry {
-        path,
-        mode: 0o644,
-        content: Content::Text(text.to_owned()),
-    };
+    let text = |path, text: &str| Entry { path, mode: 0o644, content: Content::Text(text.to_owned()) };
     Ok(Layer::Entries(vec![
         directory("etc", 0o755),
         directory("etc/ssl", 0o755),
@@ -141,11 +122,7 @@ pub fn skeleton() -> Result<Layer> {
 }
 
 fn directory(path: &'static str, mode: u32) -> Entry {
-    Entry {
-        path,
-        mode,
-        content: Content::Directory,
-    }
+    Entry { path, mode, content: Content::Directory }
 }
 
 #[cfg(test)]
@@ -154,27 +131,15 @@ mod tests {
 
     #[test]
     fn an_image_is_named_after_the_build_of_its_program() {
-        let image = |file: &str| {
-            program_image(Component::Keto, Path::new(file))
-                .unwrap()
-                .unwrap()
-                .reference()
-        };
+        let image =
+            |file: &str| program_image(Component::Keto, Path::new(file)).unwrap().unwrap().reference();
         assert_eq!(image("/a/keto-0123"), image("/b/keto-0123"));
         assert_ne!(image("/a/keto-0123"), image("/a/keto-4567"));
     }
 
     #[test]
     fn programs_of_the_machine_itself_have_no_image() {
-        assert!(
-            program_image(Component::Kubernetes, Path::new("/a/kubernetes-1"))
-                .unwrap()
-                .is_none()
-        );
-        assert!(
-            program_image(Component::Helm, Path::new("/a/helm-1"))
-                .unwrap()
-                .is_none()
-        );
+        assert!(program_image(Component::Kubernetes, Path::new("/a/kubernetes-1")).unwrap().is_none());
+        assert!(program_image(Component::Helm, Path::new("/a/helm-1")).unwrap().is_none());
     }
 }

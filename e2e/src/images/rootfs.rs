@@ -24,12 +24,8 @@ pub struct Rootfs {
 }
 
 /// What a dynamically linked Rust program needs.
-pub const BASE: Rootfs = Rootfs {
-    name: "base",
-    variant: "extract",
-    packages: &["libc6", "libgcc-s1"],
-    options: &[],
-};
+pub const BASE: Rootfs =
+    Rootfs { name: "base", variant: "extract", packages: &["libc6", "libgcc-s1"], options: &[] };
 
 /// PostgreSQL 15; its user `postgres` has uid 100 and gid 102. Two thirds of
 /// the packages are left out: translations, manuals and the compiler behind
@@ -60,21 +56,12 @@ impl Rootfs {
     /// When the packages cannot be fetched or unpacked.
     pub async fn layer(self, progress: &Progress) -> Result<Layer> {
         let suite = suite()?;
-        let parts = [
-            &[suite.as_str(), self.variant, std::env::consts::ARCH],
-            self.packages,
-            self.options,
-        ]
-        .concat();
+        let parts =
+            [&[suite.as_str(), self.variant, std::env::consts::ARCH], self.packages, self.options].concat();
         let identity = digest(parts.join(" ").as_bytes())[..12].to_owned();
         let path = cache_dir("rootfs")?.join(format!("{}-{identity}.tar", self.name));
         if !path.exists() {
-            progress
-                .step(
-                    &format!("root file system {}", self.name),
-                    self.make(&suite, &path),
-                )
-                .await?;
+            progress.step(&format!("root file system {}", self.name), self.make(&suite, &path)).await?;
         }
         Ok(Layer::Archive { path, identity })
     }
@@ -96,10 +83,7 @@ impl Rootfs {
             .env("SOURCE_DATE_EPOCH", "1");
         let log = dir.join(format!("{}.log", self.name));
         command::logged(&mut mmdebstrap, &log).await.with_context(|| {
-            format!(
-                "cannot make root file system {}: the Debian mirror must be reachable",
-                self.name
-            )
+            format!("cannot make root file system {}: the Debian mirror must be reachable", self.name)
         })?;
         fs::rename(made, path)?;
         Ok(())
@@ -113,9 +97,7 @@ fn suite() -> Result<String> {
 }
 
 fn codename(release: &str) -> Option<String> {
-    let value = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let value = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
     Some(value.trim_matches('"').to_owned()).filter(|name| !name.is_empty())
 }
 
@@ -125,14 +107,8 @@ mod tests {
 
     #[test]
     fn the_release_is_read_with_and_without_quotes() {
-        assert_eq!(
-            codename("ID=debian\nVERSION_CODENAME=bookworm\n").as_deref(),
-            Some("bookworm")
-        );
-        assert_eq!(
-            codename("VERSION_CODENAME=\"trixie\"\n").as_deref(),
-            Some("trixie")
-        );
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=bookworm\n").as_deref(), Some("bookworm"));
+        assert_eq!(codename("VERSION_CODENAME=\"trixie\"\n").as_deref(), Some("trixie"));
         assert_eq!(codename("ID=debian\n"), None);
     }
 }

@@ -26,18 +26,12 @@ pub async fn recipes(progress: &Progress) -> Result<Vec<Recipe>> {
         ("suite", "usr/local/bin/suite", "/usr/local/bin/suite"),
     ] {
         let Some(binary) = binaries.get(name) else {
-            progress.say(&format!(
-                "the workspace has no binary {name}: there is no image of it"
-            ));
+            progress.say(&format!("the workspace has no binary {name}: there is no image of it"));
             continue;
         };
         recipes.push(Recipe {
             name,
-            layers: vec![
-                base.clone(),
-                skeleton()?,
-                program_layer(path, hashed_file(binary)?),
-            ],
+            layers: vec![base.clone(), skeleton()?, program_layer(path, hashed_file(binary)?)],
             entrypoint: vec![entrypoint],
             command: vec![],
             user: USER,
@@ -55,13 +49,7 @@ async fn build() -> Result<BTreeMap<String, PathBuf>> {
             .current_dir(crate::workspace())
             // Packages built alone would have other features, and all their
             // dependencies would be compiled again.
-            .args([
-                "build",
-                "--workspace",
-                "--bins",
-                "--message-format",
-                "json-render-diagnostics",
-            ]),
+            .args(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]),
     )
     .await
     .context("cannot build the workspace")?;
@@ -81,12 +69,8 @@ struct Target {
 
 /// Binaries by name, from cargo's messages.
 fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
-    let messages = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    messages
-        .filter_map(|message| Some((message.target?.name, message.executable?)))
-        .collect()
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
 }
 
 #[cfg(test)]

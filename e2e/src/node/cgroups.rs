@@ -49,9 +49,7 @@ pub fn processes(state: &State) -> Vec<Identity> {
     let mut pids: Vec<i32> = existing(state).iter().flat_map(|dir| pids(dir)).collect();
     pids.sort_unstable();
     pids.dedup();
-    pids.into_iter()
-        .filter_map(|pid| Identity::of(pid).ok())
-        .collect()
+    pids.into_iter().filter_map(|pid| Identity::of(pid).ok()).collect()
 }
 
 /// Removes the sandbox's cgroups, which must not hold processes any more.
@@ -74,17 +72,12 @@ pub fn remove(state: &State) -> Result<()> {
 /// The sandbox's cgroups that exist, one per hierarchy.
 #[must_use]
 pub fn existing(state: &State) -> Vec<PathBuf> {
-    let dirs = hierarchies()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|dir| dir.join(name(state)));
+    let dirs = hierarchies().unwrap_or_default().into_iter().map(|dir| dir.join(name(state)));
     dirs.filter(|dir| dir.exists()).collect()
 }
 
 fn hierarchies() -> Result<Vec<PathBuf>> {
-    Ok(mount_points(
-        &fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?,
-    ))
+    Ok(mount_points(&fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?))
 }
 
 fn mount_points(mounts: &str) -> Vec<PathBuf> {
@@ -101,8 +94,7 @@ fn mount_points(mounts: &str) -> Vec<PathBuf> {
 fn pids(dir: &Path) -> Vec<i32> {
     let own = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let own = own.lines().filter_map(|line| line.parse().ok());
-    own.chain(subdirectories(dir).iter().flat_map(|dir| pids(dir)))
-        .collect()
+    own.chain(subdirectories(dir).iter().flat_map(|dir| pids(dir))).collect()
 }
 
 /// A cgroup is removed with its directory; its files cannot be deleted.
@@ -115,10 +107,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 
 fn subdirectories(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-        .map(|e| e.path())
-        .collect()
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
 
 #[cfg(test)]
@@ -129,13 +118,7 @@ mod tests {
     fn hierarchies_of_both_versions_are_found() {
         let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let points = mount_points(mounts);
-        assert_eq!(
-            points,
-            [
-                Path::new("/sys/fs/cgroup/cpu"),
-                Path::new("/sys/fs/cgroup/unified")
-            ]
-        );
+        assert_eq!(points, [Path::new("/sys/fs/cgroup/cpu"), Path::new("/sys/fs/cgroup/unified")]);
     }
 
     #[test]

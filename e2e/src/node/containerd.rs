@@ -47,30 +47,13 @@ exec "$@""#;
 pub fn start(node: &Node<'_>, pause: &str) -> Result<Identity> {
     let state = node.state;
     state.write("cni/10-peristyle.conflist", plugins(node))?;
-    let config = state.write(
-        "containerd.toml",
-        config(state, pause, lacks_resource_capability()),
-    )?;
+    let config = state.write("containerd.toml", config(state, pause, lacks_resource_capability()))?;
     let net = format!("--net={}", path(state));
-    let mut command: Vec<String> = [
-        "nsenter",
-        &net,
-        "unshare",
-        "--mount",
-        "--propagation=slave",
-        "sh",
-        "-e",
-        "-c",
-        ENTER,
-        "sh",
-    ]
-    .map(str::to_owned)
-    .into();
-    command.push(if memory_is_ample() {
-        image_store(state)?
-    } else {
-        String::new()
-    });
+    let mut command: Vec<String> =
+        ["nsenter", &net, "unshare", "--mount", "--propagation=slave", "sh", "-e", "-c", ENTER, "sh"]
+            .map(str::to_owned)
+            .into();
+    command.push(if memory_is_ample() { image_store(state)? } else { String::new() });
     for (source, target) in binds(state)? {
         command.extend([source, target]);
     }
@@ -169,9 +152,7 @@ fn memory_is_ample() -> bool {
 
 /// KiB, from `/proc/meminfo`.
 fn available_memory(memory: &str) -> Option<u64> {
-    let line = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
@@ -198,10 +179,7 @@ mod tests {
 
     #[test]
     fn available_memory_is_read_in_kibibytes() {
-        assert_eq!(
-            available_memory("MemTotal:  9 kB\nMemAvailable:   6291456 kB\n"),
-            Some(AMPLE_MEMORY)
-        );
+        assert_eq!(available_memory("MemTotal:  9 kB\nMemAvailable:   6291456 kB\n"), Some(AMPLE_MEMORY));
         assert_eq!(available_memory("MemTotal: 9 kB\n"), None);
     }
 
@@ -209,12 +187,9 @@ mod tests {
     fn everything_containerd_writes_is_below_the_state_directory() {
         let state = State::at(std::path::Path::new("/some/dir")).unwrap();
         let config = config(&state, "peristyle.local/pause:1", true);
-        for line in [
-            "root = \"/some/dir/",
-            "state = \"/some/dir/",
-            "address = \"/some/dir/",
-            "Root = \"/some/dir/",
-        ] {
+        for line in
+            ["root = \"/some/dir/", "state = \"/some/dir/", "address = \"/some/dir/", "Root = \"/some/dir/"]
+        {
             assert!(config.contains(line), "{line} in {config}");
         }
     }

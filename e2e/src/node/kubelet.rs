@@ -33,11 +33,8 @@ pub fn start(node: &Node<'_>, containerd: &Identity) -> Result<Identity> {
 #[must_use]
 pub fn inside(process: &Identity, command: &[String]) -> Vec<String> {
     let namespaces = format!("/proc/{}/ns", process.pid);
-    let enter = [
-        "nsenter".to_owned(),
-        format!("--net={namespaces}/net"),
-        format!("--mount={namespaces}/mnt"),
-    ];
+    let enter =
+        ["nsenter".to_owned(), format!("--net={namespaces}/net"), format!("--mount={namespaces}/mnt")];
     [&enter, command].concat()
 }
 

@@ -25,10 +25,7 @@ use crate::state::State;
 pub async fn clear(state: &State) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
     // In this order: kubelet, which restarts containers, goes first.
-    let daemons: Vec<_> = daemon::recorded(state)
-        .into_iter()
-        .map(|(_, process)| process)
-        .collect();
+    let daemons: Vec<_> = daemon::recorded(state).into_iter().map(|(_, process)| process).collect();
     let (running, ended): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
     daemon::stop(&running)?;
     let others = [in_network_namespace(state), cgroups::processes(state)].concat();
@@ -41,16 +38,8 @@ pub async fn clear(state: &State) -> Result<Vec<String>> {
     note(&mut cleared, unmount_all(state)?, "mounts");
     note(&mut cleared, cgroups::existing(state).len(), "cgroups");
     cgroups::remove(state)?;
-    note(
-        &mut cleared,
-        usize::from(remove_table(state).await?),
-        "packet filter tables",
-    );
-    note(
-        &mut cleared,
-        usize::from(remove_device(state).await?),
-        "network devices",
-    );
+    note(&mut cleared, usize::from(remove_table(state).await?), "packet filter tables");
+    note(&mut cleared, usize::from(remove_device(state).await?), "network devices");
     remove_mount_points(state);
     Ok(cleared)
 }
@@ -158,9 +147,6 @@ mod tests {
     #[test]
     fn only_mounts_below_the_state_directory_are_ours() {
         let mounts = "overlay /s/one/rootfs overlay rw 0 0\ntmpfs /s/one\\040two tmpfs rw 0 0\ntmpfs /s/one/a\\040b tmpfs rw 0 0\n";
-        assert_eq!(
-            mounts_below(mounts, Path::new("/s/one")),
-            ["/s/one/rootfs", "/s/one/a b"]
-        );
+        assert_eq!(mounts_below(mounts, Path::new("/s/one")), ["/s/one/rootfs", "/s/one/a b"]);
     }
 }

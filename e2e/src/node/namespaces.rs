@@ -38,15 +38,8 @@ pub async fn create(node: &Node<'_>, published: &[u16]) -> Result<()> {
     let address = network.node();
     let namespace = path(state);
     state.write("netns", "")?;
-    command::output(
-        Command::new("unshare")
-            .arg(format!("--net={namespace}"))
-            .arg("true"),
-    )
-    .await?;
-    let add = [
-        "link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &namespace,
-    ];
+    command::output(Command::new("unshare").arg(format!("--net={namespace}")).arg("true")).await?;
+    let add = ["link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &namespace];
     command::output(Command::new("ip").args(add)).await?;
     for line in [
         format!("address add {host}/24 dev {name}"),
@@ -81,9 +74,7 @@ pub async fn create(node: &Node<'_>, published: &[u16]) -> Result<()> {
 #[must_use]
 pub fn inside(state: &State, line: &str) -> Command {
     let mut nsenter = Command::new("nsenter");
-    nsenter
-        .arg(format!("--net={}", path(state)))
-        .args(line.split(' '));
+    nsenter.arg(format!("--net={}", path(state))).args(line.split(' '));
     nsenter
 }
 
@@ -112,9 +103,8 @@ pub async fn check_ports(ports: &[u16]) -> Result<()> {
     for &port in ports {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err() {
             let filter = format!("sport = :{port}");
-            let sockets = command::output(Command::new("ss").args(["-Hltnp", &filter]))
-                .await
-                .unwrap_or_default();
+            let sockets =
+                command::output(Command::new("ss").args(["-Hltnp", &filter])).await.unwrap_or_default();
             let owner = process_of(&sockets).unwrap_or_else(|| "a process of another user".to_owned());
             bail!(
                 "port {port} of 127.0.0.1 is taken by {owner}: end it, or name other ports with --publish (none: `--publish ''`)"
@@ -128,12 +118,7 @@ pub async fn check_ports(ports: &[u16]) -> Result<()> {
 fn process_of(sockets: &str) -> Option<String> {
     let (_, rest) = sockets.split_once("users:((\"")?;
     let (name, rest) = rest.split_once('"')?;
-    let pid: String = rest
-        .split_once("pid=")?
-        .1
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
+    let pid: String = rest.split_once("pid=")?.1.chars().take_while(char::is_ascii_digit).collect();
     Some(format!("{name} (pid {pid})"))
 }
 
@@ -161,10 +146,7 @@ mod tests {
     #[test]
     fn only_published_ports_of_the_loopback_address_lead_to_the_node() {
         let rules = publish_rules("peri-1", Ipv4Addr::new(10, 7, 0, 2), &[8080, 8443]);
-        assert!(
-            rules.contains("ip daddr 127.0.0.1 tcp dport { 8080, 8443 } dnat to 10.7.0.2;"),
-            "{rules}"
-        );
+        assert!(rules.contains("ip daddr 127.0.0.1 tcp dport { 8080, 8443 } dnat to 10.7.0.2;"), "{rules}");
         assert!(rules.contains("oifname \"peri-1\" masquerade"), "{rules}");
     }
 }

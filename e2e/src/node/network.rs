@@ -75,12 +75,8 @@ impl Network {
 pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
     let routes = command::output(Command::new("ip").args(["-4", "route", "show", "table", "all"])).await?;
     let taken = destinations(&routes);
-    let overlap = |block: &Ipv4Net| {
-        taken
-            .iter()
-            .copied()
-            .find(|route| route.contains(block) || block.contains(route))
-    };
+    let overlap =
+        |block: &Ipv4Net| taken.iter().copied().find(|route| route.contains(block) || block.contains(route));
     if let Some(block) = wanted {
         if let Some(route) = overlap(&block) {
             bail!("--network {block} overlaps the route {route} of this machine: choose another");
@@ -95,9 +91,7 @@ pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
 }
 
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
-    (0..=FIRST_CHOICE)
-        .rev()
-        .map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
+    (0..=FIRST_CHOICE).rev().map(|second| Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16))
 }
 
 /// The destinations of routes, except the default route, which overlaps everything.
@@ -112,9 +106,7 @@ fn destinations(routes: &str) -> Vec<Ipv4Net> {
             )
         });
         let word = words.next()?;
-        word.parse()
-            .ok()
-            .or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+        word.parse().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
     };
     routes.lines().filter_map(destination).collect()
 }

@@ -41,14 +41,8 @@ pub(super) async fn up(
     packages::ensure(progress).await?;
     namespaces::check_ports(published).await?;
     let network = network::choose(network).await?;
-    let cluster = Kind::Full {
-        network,
-        published: published.to_vec(),
-    };
-    state.save(&Settings {
-        cluster: cluster.clone(),
-        ready: false,
-    })?;
+    let cluster = Kind::Full { network, published: published.to_vec() };
+    state.save(&Settings { cluster: cluster.clone(), ready: false })?;
 
     // The root file systems come over the network while Go compiles.
     let (programs, ..) = tokio::try_join!(
@@ -58,15 +52,10 @@ pub(super) async fn up(
     )?;
     substrate::link(state, &programs)?;
     let recipes = catalog::substrate(&programs, progress).await?;
-    let pause = recipes
-        .iter()
-        .find(|recipe| recipe.name == "pause")
-        .context("there is no pause image")?;
+    let pause = recipes.iter().find(|recipe| recipe.name == "pause").context("there is no pause image")?;
 
     let node = Node { state, network };
-    namespaces::create(&node, published)
-        .await
-        .context("cannot make the node's network")?;
+    namespaces::create(&node, published).await.context("cannot make the node's network")?;
     cgroups::create(state)?;
     let runtime = containerd::start(&node, &pause.reference())?;
     let (references, ()) = tokio::try_join!(
@@ -84,10 +73,7 @@ async fn wait_for_containerd(state: &State) -> Result<()> {
     wait::until("containerd answers", PATIENCE, async || {
         daemon::check(state).map_err(wait::Never)?;
         command::output(
-            Command::new("ctr")
-                .arg("--address")
-                .arg(state.path("containerd.sock"))
-                .arg("version"),
+            Command::new("ctr").arg("--address").arg(state.path("containerd.sock")).arg("version"),
         )
         .await
     })
@@ -107,10 +93,7 @@ async fn start_node(node: &Node<'_>, runtime: &Identity, progress: &Progress) ->
             daemon::check(state).map_err(wait::Never)?;
             let object = nodes.get(node::NAME).await?;
             if !is_ready(&object) {
-                bail!(
-                    "the node as it was last:\n{}",
-                    serde_saphyr::to_string(&object.status)?
-                );
+                bail!("the node as it was last:\n{}", serde_saphyr::to_string(&object.status)?);
             }
             Ok(())
         })
@@ -127,29 +110,17 @@ fn is_ready(node: &NodeObject) -> bool {
 async fn start_dns(node: &Node<'_>, references: &References) -> Result<()> {
     let state = node.state;
     let image = references.get("coredns").context("there is no coredns image")?;
-    let manifest = MANIFEST
-        .replace("${IMAGE}", image)
-        .replace("${CLUSTER_DNS}", &node.network.dns().to_string());
+    let manifest =
+        MANIFEST.replace("${IMAGE}", image).replace("${CLUSTER_DNS}", &node.network.dns().to_string());
     let mut kubectl = Command::new(state.program("kubectl"));
     kubectl.arg("--kubeconfig").arg(state.path("kubeconfig"));
     kubectl.args(["apply", "--server-side", "--filename", "-"]);
     command::output_with_input(&mut kubectl, Some(&manifest)).await?;
     let client = cluster::client(&state.path("kubeconfig"), None).await?;
     let deployments: Api<Deployment> = Api::namespaced(client, "kube-system");
-    wait::object(
-        &deployments,
-        "coredns",
-        "CoreDNS serves",
-        PATIENCE,
-        |deployment| {
-            deployment
-                .status
-                .as_ref()
-                .and_then(|status| status.available_replicas)
-                .unwrap_or(0)
-                > 0
-        },
-    )
+    wait::object(&deployments, "coredns", "CoreDNS serves", PATIENCE, |deployment| {
+        deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0) > 0
+    })
     .await?;
     Ok(())
 }
