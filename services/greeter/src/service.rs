@@ -4,7 +4,12 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use caller::v1::{CallExternalRequest, CallExternalResponse, caller_service_client::CallerServiceClient};
 use futures::{Stream, StreamExt, stream};
-use platform::{database, observe::Subject, trace_context, upstream::{self, Upstream}};
+use platform::{
+    database,
+    observe::Subject,
+    trace_context,
+    upstream::{self, Upstream},
+};
 use serde_json::json;
 use sqlx::PgPool;
 use tonic::{Request, Response, Status};
@@ -54,7 +59,11 @@ impl Greeter {
         let message = locale.parts(name).concat();
         let external = self.call_external(request).await;
         let trace_id = trace_context::trace_id(&Span::current());
-        let subject = request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
+        let subject = request
+            .extensions()
+            .get::<Subject>()
+            .map(Subject::get)
+            .filter(|subject| !subject.is_empty());
         sqlx::query(
             "insert into greetings (id, name, message, subject, external_status, external_body_length, context)
              values ($1, $2, $3, $4, $5, $6, $7)",
@@ -69,13 +78,26 @@ impl Greeter {
         .execute(&self.pool)
         .await
         .map_err(|error| database::status(&error))?;
-        Ok(Greeting { message, external, locale, trace_id })
+        Ok(Greeting {
+            message,
+            external,
+            locale,
+            trace_id,
+        })
     }
 
     /// The external part, or zeros: a greeting is worth having without it.
     async fn call_external<T>(&self, request: &Request<T>) -> CallExternalResponse {
-        let Some(external) = &self.external else { return CallExternalResponse::default() };
-        let onward = upstream::onward(request, CallExternalRequest { url: external.url.clone() }, EXTERNAL);
+        let Some(external) = &self.external else {
+            return CallExternalResponse::default();
+        };
+        let onward = upstream::onward(
+            request,
+            CallExternalRequest {
+                url: external.url.clone(),
+            },
+            EXTERNAL,
+        );
         let mut client = CallerServiceClient::new(external.caller.clone());
         let answer = tokio::time::timeout(EXTERNAL, client.call_external(onward)).await;
         match answer {
@@ -95,7 +117,9 @@ impl Greeter {
 #[tonic::async_trait]
 impl v1::greeter_service_server::GreeterService for Greeter {
     async fn greet(&self, request: Request<v1::GreetRequest>) -> Result<Response<v1::GreetResponse>, Status> {
-        let greeting = self.greet(&request, &request.get_ref().name, Locale::En, "v1").await?;
+        let greeting = self
+            .greet(&request, &request.get_ref().name, Locale::En, "v1")
+            .await?;
         Ok(Response::new(v1::GreetResponse {
             message: greeting.message,
             external_status: greeting.external.status_code,
@@ -110,7 +134,9 @@ type Parts = Pin<Box<dyn Stream<Item = Result<v2::GreetStreamResponse, Status>> 
 impl v2::greeter_service_server::GreeterService for Greeter {
     async fn greet(&self, request: Request<v2::GreetRequest>) -> Result<Response<v2::GreetResponse>, Status> {
         let asked = request.get_ref();
-        let greeting = self.greet(&request, &asked.name, Locale::from_tag(&asked.locale), "v2").await?;
+        let greeting = self
+            .greet(&request, &asked.name, Locale::from_tag(&asked.locale), "v2")
+            .await?;
         Ok(Response::new(v2::GreetResponse {
             message: greeting.message,
             external_status: greeting.external.status_code,
@@ -122,7 +148,10 @@ impl v2::greeter_service_server::GreeterService for Greeter {
 
     type GreetStreamStream = Parts;
 
-    async fn greet_stream(&self, request: Request<v2::GreetStreamRequest>) -> Result<Response<Parts>, Status> {
+    async fn greet_stream(
+        &self,
+        request: Request<v2::GreetStreamRequest>,
+    ) -> Result<Response<Parts>, Status> {
         let asked = request.get_ref();
         let locale = Locale::from_tag(&asked.locale);
         let greeting = self.greet(&request, &asked.name, locale, "v2").await?;
@@ -134,7 +163,11 @@ impl v2::greeter_service_server::GreeterService for Greeter {
                 if part > 1 {
                     tokio::time::sleep(PAUSE).await;
                 }
-                Ok(v2::GreetStreamResponse { part, text, trace_id: trace_id.to_string() })
+                Ok(v2::GreetStreamResponse {
+                    part,
+                    text,
+                    trace_id: trace_id.to_string(),
+                })
             }
         });
         Ok(Response::new(Box::pin(parts)))

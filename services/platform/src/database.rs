@@ -1,6 +1,6 @@
 //! PostgreSQL: a pool, whether it can be used, and the embedded migrations.
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -12,7 +12,8 @@ use tonic::Status;
 
 use crate::config::{ConfigError, Env};
 
-const EXPECTED_URL: &str = "a PostgreSQL URI such as postgres://user:password@host:5432/database?sslmode=prefer";
+const EXPECTED_URL: &str =
+    "a PostgreSQL URI such as postgres://user:password@host:5432/database?sslmode=prefer";
 /// How long a readiness check may take.
 const CHECK: Duration = Duration::from_secs(1);
 /// How long a migration waits for a database that does not answer yet.
@@ -44,9 +45,16 @@ pub enum DatabaseError {
 /// When neither is set or the value is no PostgreSQL URI.
 pub fn options(env: &Env, module: &str) -> Result<PgConnectOptions, ConfigError> {
     let own = format!("{}_DATABASE_URL", module.to_uppercase());
-    let name = if env.get(&own).is_some() { own.as_str() } else { "DATABASE_URL" };
+    let name = if env.get(&own).is_some() {
+        own.as_str()
+    } else {
+        "DATABASE_URL"
+    };
     let url: SecretString = env.secret(name, EXPECTED_URL)?;
-    let invalid = || ConfigError::InvalidSecret { name: name.into(), expected: EXPECTED_URL };
+    let invalid = || ConfigError::InvalidSecret {
+        name: name.into(),
+        expected: EXPECTED_URL,
+    };
     let text = url.expose_secret();
     if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
         return Err(invalid());
@@ -64,7 +72,8 @@ impl Database {
     /// When a variable is missing or wrong.
     pub fn from_env(env: &Env, module: &str, migrator: &'static Migrator) -> Result<Self, ConfigError> {
         let statement = env.duration("DB_STATEMENT_TIMEOUT", Duration::from_secs(5))?;
-        let options = options(env, module)?.options([("statement_timeout", statement.as_millis().to_string())]);
+        let options =
+            options(env, module)?.options([("statement_timeout", statement.as_millis().to_string())]);
         let pool = PgPoolOptions::new()
             .max_connections(env.or("DB_POOL_MAX", 10, "a number of connections")?)
             .acquire_timeout(env.duration("DB_ACQUIRE_TIMEOUT", Duration::from_secs(2))?)
@@ -79,14 +88,24 @@ impl Database {
     /// # Errors
     /// [`DatabaseError::Unreachable`] or [`DatabaseError::Outdated`].
     pub async fn check(&self) -> Result<(), DatabaseError> {
-        let query = sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success");
+        let query =
+            sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success");
         let found = match tokio::time::timeout(CHECK, query.fetch_one(&self.pool)).await {
             Err(_) => Err(DatabaseError::Unreachable(sqlx::Error::PoolTimedOut)),
             Ok(Err(error)) if sql_state(&error).as_deref() == Some("42P01") => Ok(0),
             Ok(found) => found.map_err(DatabaseError::Unreachable),
         }?;
-        let needed = self.migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
-        if found < needed { Err(DatabaseError::Outdated { found, needed }) } else { Ok(()) }
+        let needed = self
+            .migrator
+            .iter()
+            .map(|migration| migration.version)
+            .max()
+            .unwrap_or_default();
+        if found < needed {
+            Err(DatabaseError::Outdated { found, needed })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -101,13 +120,22 @@ pub async fn migrate(options: &PgConnectOptions, migrator: &Migrator) -> Result<
     let mut connection = loop {
         match PgConnection::connect_with(options).await {
             Ok(connection) => break connection,
-            Err(error) if tokio::time::Instant::now() >= give_up => return Err(DatabaseError::Unreachable(error)),
+            Err(error) if tokio::time::Instant::now() >= give_up => {
+                return Err(DatabaseError::Unreachable(error));
+            }
             Err(error) => tracing::warn!(%error, "the database does not answer yet"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    migrator.run(&mut connection).await.map_err(DatabaseError::Migration)?;
-    let version = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+    migrator
+        .run(&mut connection)
+        .await
+        .map_err(DatabaseError::Migration)?;
+    let version = migrator
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or_default();
     tracing::info!(version, "the schema is up to date");
     // The work is done and committed; how the connection ends does not matter.
     let _ = connection.close().await;
@@ -139,14 +167,16 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         // Connection, authorisation, resources, shutdown and time-out, no
         // such database, no privilege (yet), no such table (not migrated).
         error => sql_state(error).is_some_and(|state| {
-            ["08", "28", "53", "57", "3D"].iter().any(|class| state.starts_with(class))
+            ["08", "28", "53", "57", "3D"]
+                .iter()
+                .any(|class| state.starts_with(class))
                 || ["42501", "42P01", "55000"].contains(&state.as_str())
         }),
     }
 }
 
 fn sql_state(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error()?.code().map(|code| code.into_owned())
+    error.as_database_error()?.code().map(Cow::into_owned)
 }
 
 #[cfg(test)]
@@ -155,8 +185,14 @@ mod tests {
 
     #[test]
     fn a_bad_database_url_is_named_and_not_shown() {
-        for url in ["mysql://u:hunter2@h/d", "hunter2", "postgres://u:hunter2@h:port/d"] {
-            let error = options(&Env::from_iter([("DATABASE_URL", url)]), "greeter").unwrap_err().to_string();
+        for url in [
+            "mysql://u:hunter2@h/d",
+            "hunter2",
+            "postgres://u:hunter2@h:port/d",
+        ] {
+            let error = options(&Env::from_iter([("DATABASE_URL", url)]), "greeter")
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with("DATABASE_URL is not valid"), "{error}");
             assert!(!error.contains("hunter2"));
         }
@@ -165,12 +201,20 @@ mod tests {
     #[test]
     fn a_module_prefers_its_own_url() {
         let env = Env::from_iter([
-            ("GREETER_DATABASE_URL", "postgres://a:p%40ss@one/x?sslmode=disable"),
+            (
+                "GREETER_DATABASE_URL",
+                "postgres://a:p%40ss@one/x?sslmode=disable",
+            ),
             ("DATABASE_URL", "postgres://b@two/y"),
         ]);
         assert_eq!(options(&env, "greeter").unwrap().get_host(), "one");
         assert_eq!(options(&env, "caller").unwrap().get_host(), "two");
-        assert!(options(&Env::default(), "caller").unwrap_err().to_string().starts_with("DATABASE_URL is missing"));
+        assert!(
+            options(&Env::default(), "caller")
+                .unwrap_err()
+                .to_string()
+                .starts_with("DATABASE_URL is missing")
+        );
     }
 
     #[test]

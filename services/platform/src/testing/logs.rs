@@ -40,7 +40,8 @@ static BUFFER: OnceLock<Buffer> = OnceLock::new();
 pub fn install() {
     BUFFER.get_or_init(|| {
         let buffer = Buffer::default();
-        let (subscriber, _provider) = telemetry::subscriber(&telemetry::Settings::default(), buffer.clone()).unwrap();
+        let (subscriber, _provider) =
+            telemetry::subscriber(&telemetry::Settings::default(), buffer.clone()).unwrap();
         subscriber.try_init().unwrap();
         buffer
     });
@@ -62,6 +63,10 @@ pub fn text() -> String {
 #[must_use]
 pub fn access(trace_id: &str) -> Vec<Value> {
     let text = text();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|line| line["target"] == "access" && line["trace_id"] == trace_id).collect()
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter(|line| line["target"] == "access" && line["trace_id"] == trace_id)
+        .collect()
 }
