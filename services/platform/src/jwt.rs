@@ -70,9 +70,16 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {
     if values.next().is_some() {
         return Err(Rejection::Ambiguous);
     }
-    let (scheme, token) =
-        value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or(Rejection::Missing)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(Rejection::Missing) }
+    let (scheme, token) = value
+        .to_str()
+        .ok()
+        .and_then(|value| value.split_once(' '))
+        .ok_or(Rejection::Missing)?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        Ok(token.trim())
+    } else {
+        Err(Rejection::Missing)
+    }
 }
 
 /// Which tokens are accepted.
@@ -110,8 +117,14 @@ impl Policy {
         validation.validate_nbf = true;
         validation.leeway = LEEWAY;
         let key = DecodingKey::from_jwk(key).map_err(|_| Rejection::Invalid)?;
-        let claims = decode::<Claims>(token, &key, &validation).map_err(|_| Rejection::Invalid)?.claims;
-        if claims.sub.is_empty() { Err(Rejection::Invalid) } else { Ok(claims.sub) }
+        let claims = decode::<Claims>(token, &key, &validation)
+            .map_err(|_| Rejection::Invalid)?
+            .claims;
+        if claims.sub.is_empty() {
+            Err(Rejection::Invalid)
+        } else {
+            Ok(claims.sub)
+        }
     }
 }
 
@@ -120,7 +133,10 @@ impl Policy {
 /// # Errors
 /// [`Rejection::Invalid`] when it is no token or names none.
 pub fn key_id(token: &str) -> Result<String, Rejection> {
-    decode_header(token).ok().and_then(|header| header.kid).ok_or(Rejection::Invalid)
+    decode_header(token)
+        .ok()
+        .and_then(|header| header.kid)
+        .ok_or(Rejection::Invalid)
 }
 
 /// Verifies tokens with keys from a JWKS endpoint.
@@ -132,19 +148,21 @@ pub struct Verifier {
 
 impl Verifier {
     /// Reads `JWT_JWKS_URL`, `JWT_ISSUER` and `JWT_AUDIENCE` (a list).
-    /// `None` when the URL is unset. `issues` says that this process signs
+    /// `None` when the URL is unset. `signs` says that this process signs
     /// tokens and so may know issuer and audience without verifying.
     ///
     /// # Errors
     /// When only some of the three are set: half a token check is none.
-    pub fn from_env(env: &Env, issues: bool) -> Result<Option<Self>, ConfigError> {
+    pub fn from_env(env: &Env, signs: bool) -> Result<Option<Self>, ConfigError> {
         let incomplete = |name, other, remedy| Err(ConfigError::Incomplete { name, other, remedy });
         let Some(url) = env.parse("JWT_JWKS_URL", "the URL of a JWKS")? else {
             let halves = ["JWT_ISSUER", "JWT_AUDIENCE"];
             return match halves.into_iter().find(|name| env.get(name).is_some()) {
-                Some(name) if !issues => {
-                    incomplete(name, "JWT_JWKS_URL", "set both, or neither to leave tokens to the edge")
-                }
+                Some(name) if !signs => incomplete(
+                    name,
+                    "JWT_JWKS_URL",
+                    "set both, or neither to leave tokens to the edge",
+                ),
                 _ => Ok(None),
             };
         };
@@ -153,17 +171,29 @@ impl Verifier {
             return incomplete("JWT_JWKS_URL", "JWT_ISSUER", "set it to the `iss` of the tokens");
         };
         if audiences.is_empty() {
-            return incomplete("JWT_JWKS_URL", "JWT_AUDIENCE", "set it to the `aud` of the tokens");
+            return incomplete(
+                "JWT_JWKS_URL",
+                "JWT_AUDIENCE",
+                "set it to the `aud` of the tokens",
+            );
         }
-        let policy = Policy { issuer: issuer.to_owned(), audiences };
-        Ok(Some(Self { policy, jwks: Jwks::new(url)?, public: Vec::new() }))
+        let policy = Policy {
+            issuer: issuer.to_owned(),
+            audiences,
+        };
+        Ok(Some(Self {
+            policy,
+            jwks: Jwks::new(url)?,
+            public: Vec::new(),
+        }))
     }
 
     /// Lets these gRPC services be called without a token, beside health and
     /// reflection.
     #[must_use]
     pub fn with_public(mut self, services: impl IntoIterator<Item = &'static str>) -> Self {
-        self.public.extend(services.into_iter().map(|service| format!("/{service}/")));
+        self.public
+            .extend(services.into_iter().map(|service| format!("/{service}/")));
         self
     }
 
@@ -178,7 +208,10 @@ impl Verifier {
         let token = bearer(headers)?;
         let key = self.jwks.key(&key_id(token)?).await?;
         let subject = self.policy.verify(token, &key)?;
-        Ok(VerifiedToken { subject, token: SecretString::from(token) })
+        Ok(VerifiedToken {
+            subject,
+            token: SecretString::from(token),
+        })
     }
 }
 
@@ -189,14 +222,14 @@ pub(crate) async fn require(
     next: Next,
 ) -> Response {
     if !verifier.is_public(request.uri().path()) {
-        let verified = match verifier.verify(request.headers()).await {
-            Ok(verified) => verified,
+        let token = match verifier.verify(request.headers()).await {
+            Ok(token) => token,
             Err(rejection) => return Status::from(rejection).into_http(),
         };
         if let Some(subject) = request.extensions().get::<Subject>() {
-            subject.set(&verified.subject);
+            subject.set(&token.subject);
         }
-        request.extensions_mut().insert(verified);
+        request.extensions_mut().insert(token);
     }
     next.run(request).await
 }

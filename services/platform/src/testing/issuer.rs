@@ -13,6 +13,7 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
 };
 use axum::{Json, Router, routing::get};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::{
     Algorithm, EncodingKey, Header, encode,
     jwk::{Jwk, JwkSet, ThumbprintHash},
@@ -44,7 +45,9 @@ impl Issuer {
     pub fn new() -> Self {
         let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
         let der: Pkcs8V1Der<'_> = pair.as_der().unwrap();
-        let key = EncodingKey::from_rsa_der(der.as_ref());
+        let body = STANDARD.encode(der.as_ref());
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+        let key = EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap();
         let mut jwk = Jwk::from_encoding_key(&key, Algorithm::RS256).unwrap();
         jwk.common.key_id = Some(jwk.thumbprint(ThumbprintHash::SHA256).unwrap());
         Self { key, jwk }
@@ -68,7 +71,10 @@ impl Issuer {
     /// When the claims are no JSON object.
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
-        let header = Header { kid: Some(self.kid()), ..Header::new(Algorithm::RS256) };
+        let header = Header {
+            kid: Some(self.kid()),
+            ..Header::new(Algorithm::RS256)
+        };
         encode(&header, claims, &self.key).unwrap()
     }
 
@@ -78,7 +84,9 @@ impl Issuer {
     /// # Panics
     /// When no port is free.
     pub async fn serve(&self) -> (SocketAddr, Arc<AtomicUsize>) {
-        let keys = JwkSet { keys: vec![self.jwk()] };
+        let keys = JwkSet {
+            keys: vec![self.jwk()],
+        };
         let fetched = Arc::new(AtomicUsize::new(0));
         let count = fetched.clone();
         let answer = move || {
