@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin::{self, Readiness},
     apply::Applier,
+    auth::publications::Publications,
     backoff::Backoff,
     config::Config,
     context::Context,
@@ -47,6 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
     let ctx = Arc::new(Context {
         stores: Stores::start(&client, &config.namespace),
+        publications: Publications::default(),
         applier: Applier::new(client.clone()),
         events: Events::new(client.clone(), &config.identity),
         backoff: Backoff::default(),
