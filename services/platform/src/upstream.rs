@@ -34,10 +34,7 @@ pub fn remote(name: &str, url: &str) -> Result<Upstream, ConfigError> {
     if endpoint.uri().scheme().is_none() || endpoint.uri().host().is_none() {
         return Err(invalid());
     }
-    let channel = endpoint
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .connect_lazy();
+    let channel = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE).connect_lazy();
     let channel = channel.map_err(|error| Status::from_error(error.into()));
     let traced = ServiceBuilder::new()
         .map_request(|mut request: http::Request<Body>| {

@@ -44,11 +44,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         let name = dependency.service.clone()?;
         let namespace = dependency.namespace.clone().unwrap_or_else(|| namespace.clone());
         let is_target = |s: &&Service| s.name_any() == name && s.namespace().as_ref() == Some(&namespace);
-        let port = input
-            .services
-            .iter()
-            .find(is_target)
-            .map_or(DEFAULT_PORT, first_port);
+        let port = input.services.iter().find(is_target).map_or(DEFAULT_PORT, first_port);
         Some(((namespace, name), port))
     });
     Observed {
@@ -63,16 +59,11 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
 }
 
 fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
-    let found = input
-        .databases
-        .iter()
-        .find(|d| d.name_any() == name && d.namespace().as_deref() == Some(namespace));
-    let roles = found
-        .and_then(|database| database.spec.roles.clone())
-        .unwrap_or_default();
+    let found =
+        input.databases.iter().find(|d| d.name_any() == name && d.namespace().as_deref() == Some(namespace));
+    let roles = found.and_then(|database| database.spec.roles.clone()).unwrap_or_default();
     let secret = |role: Option<Role>, default: &str| {
-        role.and_then(|role| role.secret_name)
-            .unwrap_or_else(|| format!("{name}-{default}"))
+        role.and_then(|role| role.secret_name).unwrap_or_else(|| format!("{name}-{default}"))
     };
     DatabaseView {
         is_ready: true,
@@ -93,10 +84,7 @@ fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
     let view = |expose: &Expose| match claims.hosts(service, expose) {
         Err(refusal) => ExposeView::Refused(refusal),
         Ok(hosts) => {
-            let spec = claims
-                .class(&hosts.class)
-                .map(|class| class.spec.clone())
-                .unwrap_or_default();
+            let spec = claims.class(&hosts.class).map(|class| class.spec.clone()).unwrap_or_default();
             let granted = hosts.granted.into_iter().map(|host| {
                 let url = spec.url(&host);
                 (host, HostView { url, serving: None })
@@ -106,17 +94,12 @@ fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
                 hosts: granted.collect(),
                 refused: hosts.refused,
                 protection: protection(input, service, expose),
-                entry_points: spec
-                    .traefik
-                    .map(|traefik| traefik.entry_points)
-                    .unwrap_or_default(),
+                entry_points: spec.traefik.map(|traefik| traefik.entry_points).unwrap_or_default(),
             }
         }
     };
     let entries = service.spec.expose.iter();
-    entries
-        .map(|expose| (expose.name.clone(), view(expose)))
-        .collect()
+    entries.map(|expose| (expose.name.clone(), view(expose))).collect()
 }
 
 /// The classes of the files, and those that routes name besides.
@@ -129,9 +112,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
             name,
             EdgeClassSpec {
                 provider: Provider::Traefik,
-                traefik: Some(Traefik {
-                    entry_points: vec![ENTRY_POINT.to_owned()],
-                }),
+                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()] }),
                 hosts: Hosts {
                     template: TEMPLATE.to_owned(),
                     // A class that is not there to be asked allows what is written.
@@ -149,12 +130,9 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
         }
         class
     };
-    let has_default = classes.iter().any(|class| {
-        class
-            .annotations()
-            .get(DEFAULT_CLASS_ANNOTATION)
-            .is_some_and(|v| v == "true")
-    });
+    let has_default = classes
+        .iter()
+        .any(|class| class.annotations().get(DEFAULT_CLASS_ANNOTATION).is_some_and(|v| v == "true"));
     let named: BTreeSet<String> = entries().filter_map(|expose| expose.class_name.clone()).collect();
     for name in named {
         if !classes.iter().any(|class| class.name_any() == name) {
@@ -174,10 +152,7 @@ fn namespaces(input: &Input) -> Vec<PartialObjectMeta<Namespace>> {
         let name = service.namespace();
         if !namespaces.iter().any(|namespace| namespace.metadata.name == name) {
             namespaces.push(PartialObjectMeta {
-                metadata: ObjectMeta {
-                    name,
-                    ..ObjectMeta::default()
-                },
+                metadata: ObjectMeta { name, ..ObjectMeta::default() },
                 ..PartialObjectMeta::default()
             });
         }

@@ -104,10 +104,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
     });
     let dependencies = spec.depends_on.iter().filter_map(|dependency| {
         let name = dependency.service.clone()?;
-        let namespace = dependency
-            .namespace
-            .clone()
-            .unwrap_or_else(|| owner.namespace.clone());
+        let namespace = dependency.namespace.clone().unwrap_or_else(|| owner.namespace.clone());
         let target = stores.services.get(&namespace, &name)?;
         Some(((namespace, name), first_port(&target)))
     });
@@ -164,23 +161,14 @@ pub fn references(service: &Service) -> Vec<Reference> {
     let single = service.spec.env.iter().flat_map(|variable| {
         let source = variable.value_from.clone().unwrap_or_default();
         [
-            (
-                source.secret_key_ref,
-                Reference::Secret as fn(String) -> Reference,
-            ),
+            (source.secret_key_ref, Reference::Secret as fn(String) -> Reference),
             (source.config_map_key_ref, Reference::ConfigMap),
         ]
         .into_iter()
         .filter_map(|(key, make)| key.filter(|k| k.optional != Some(true)).map(|k| make(k.name)))
         .collect::<Vec<_>>()
     });
-    let mut all: Vec<_> = service
-        .spec
-        .env_from
-        .iter()
-        .flat_map(from)
-        .chain(single)
-        .collect();
+    let mut all: Vec<_> = service.spec.env_from.iter().flat_map(from).chain(single).collect();
     all.sort();
     all.dedup();
     all
@@ -189,11 +177,7 @@ pub fn references(service: &Service) -> Vec<Reference> {
 /// The port of the core Service that dependents call: the first one.
 #[must_use]
 pub fn first_port(service: &Service) -> i32 {
-    service
-        .spec
-        .ports
-        .first()
-        .map_or(super::validate::DEFAULT_PORT, Port::service_port)
+    service.spec.ports.first().map_or(super::validate::DEFAULT_PORT, Port::service_port)
 }
 
 fn view(database: &Database) -> DatabaseView {
@@ -202,11 +186,7 @@ fn view(database: &Database) -> DatabaseView {
     DatabaseView {
         is_ready: conditions::is_true(&status.conditions, types::READY, database.metadata.generation),
         message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
-        secrets: status
-            .roles
-            .into_iter()
-            .map(|role| (role.role, role.secret_name))
-            .collect(),
+        secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
     }
 }
 
@@ -246,12 +226,7 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
             protection: protection(ctx, service, expose),
         }
     };
-    service
-        .spec
-        .expose
-        .iter()
-        .map(|expose| (expose.name.clone(), view(expose)))
-        .collect()
+    service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose))).collect()
 }
 
 /// The one place where the words of the policies become those of the routes.
@@ -282,10 +257,7 @@ pub fn ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> O
     let mut by_type: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for slice in slices {
         let ready = slice.endpoints.iter().filter(|endpoint| {
-            endpoint
-                .conditions
-                .as_ref()
-                .is_none_or(|conditions| conditions.ready.unwrap_or(true))
+            endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true))
         });
         by_type
             .entry(&slice.address_type)
@@ -295,8 +267,5 @@ pub fn ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> O
     let (address_type, mut addresses) = by_type.into_iter().find(|(_, addresses)| !addresses.is_empty())?;
     addresses.sort();
     addresses.dedup();
-    Some(EdgeErrors {
-        address_type: address_type.to_owned(),
-        addresses,
-    })
+    Some(EdgeErrors { address_type: address_type.to_owned(), addresses })
 }

@@ -105,12 +105,7 @@ fn is_exposed(service: &Service) -> bool {
 
 fn uses(database: &Database, service: &Service) -> bool {
     let name = database.name_any();
-    is_local(database, service)
-        && service
-            .spec
-            .databases
-            .iter()
-            .any(|binding| binding.database == name)
+    is_local(database, service) && service.spec.databases.iter().any(|binding| binding.database == name)
 }
 
 fn is_target(policy: &AuthPolicy, service: &Service) -> bool {
@@ -123,10 +118,7 @@ fn follows(changed: &Service, service: &Service) -> bool {
     let name = changed.name_any();
     let calls = service.spec.depends_on.iter().any(|dependency| {
         dependency.service.as_ref() == Some(&name)
-            && dependency
-                .namespace
-                .as_ref()
-                .or(service.metadata.namespace.as_ref())
+            && dependency.namespace.as_ref().or(service.metadata.namespace.as_ref())
                 == changed.metadata.namespace.as_ref()
     });
     calls || (changed.uid() != service.uid() && competes(changed, service))

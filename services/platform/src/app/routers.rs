@@ -42,28 +42,22 @@ pub(super) fn grpc(
         Some(verifier) => router.layer(from_fn_with_state(Arc::new(verifier), jwt::require)),
         None => router,
     };
-    router
-        .layer(from_fn_with_state(longest, deadline::enforce))
-        .layer(from_fn_with_state(observer, observe))
+    router.layer(from_fn_with_state(longest, deadline::enforce)).layer(from_fn_with_state(observer, observe))
 }
 
 /// The HTTP listener, without the probes.
 pub(super) fn http(modules: Router, max_concurrent: usize, observer: Observer) -> Router {
-    limit(modules, max_concurrent, |_| {
-        StatusCode::SERVICE_UNAVAILABLE.into_response()
-    })
-    .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
-        log_panic(&*panic);
-        StatusCode::INTERNAL_SERVER_ERROR.into_response()
-    }))
-    .layer(from_fn_with_state(observer, observe))
+    limit(modules, max_concurrent, |_| StatusCode::SERVICE_UNAVAILABLE.into_response())
+        .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
+            log_panic(&*panic);
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }))
+        .layer(from_fn_with_state(observer, observe))
 }
 
 fn limit(router: Router, max: usize, refuse: fn(Status) -> Response) -> Router {
     let overloaded = HandleErrorLayer::new(move |_: BoxError| async move {
-        refuse(Status::resource_exhausted(
-            "too many requests at once: try again later",
-        ))
+        refuse(Status::resource_exhausted("too many requests at once: try again later"))
     });
     router.layer(
         ServiceBuilder::new()
@@ -74,9 +68,7 @@ fn limit(router: Router, max: usize, refuse: fn(Status) -> Response) -> Router {
 }
 
 fn log_panic(panic: &(dyn Any + Send)) {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(panic = text.unwrap_or("no message"), "a handler panicked");
 }

@@ -58,27 +58,10 @@ impl Postgres {
         }
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut initdb = command(&Path::new(BIN).join("initdb"));
-        initdb.args([
-            "-U",
-            ACCOUNT,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-            "-D",
-        ]);
+        initdb.args(["-U", ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]);
         let output = initdb.arg(directory.path().join("data")).output().unwrap();
-        assert!(
-            output.status.success(),
-            "initdb: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let mut server = Self {
-            directory,
-            watcher: None,
-        };
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let mut server = Self { directory, watcher: None };
         server.resume().await;
         server
     }
@@ -101,17 +84,12 @@ impl Postgres {
     pub async fn resume(&mut self) {
         let mut watcher = command(Path::new("/bin/sh"));
         watcher.arg("-c").arg(WATCH).arg(format!("{BIN}/postgres"));
-        watcher
-            .arg(self.directory.path().join("data"))
-            .arg(self.directory.path());
+        watcher.arg(self.directory.path().join("data")).arg(self.directory.path());
         self.watcher = Some(watcher.stdin(Stdio::piped()).spawn().unwrap());
         let give_up = Instant::now() + Duration::from_secs(20);
         while let Err(error) = self.connect("postgres").await {
             let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-            assert!(
-                Instant::now() < give_up,
-                "PostgreSQL does not answer: {error}\n{log}"
-            );
+            assert!(Instant::now() < give_up, "PostgreSQL does not answer: {error}\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -142,10 +120,7 @@ impl Postgres {
              alter default privileges for role {name}_o in schema app
                grant select, insert, update, delete on tables to {name}_writer;"
         );
-        sqlx::raw_sql(AssertSqlSafe(grants))
-            .execute(&mut inside)
-            .await
-            .unwrap();
+        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&mut inside).await.unwrap();
         Provisioned {
             owner: self.uri(&format!("{name}_owner"), name),
             writer: self.uri(&format!("{name}_writer"), name),
@@ -160,10 +135,7 @@ impl Postgres {
 
     fn uri(&self, user: &str, database: &str) -> String {
         let socket: PathBuf = self.directory.path().into();
-        format!(
-            "postgres://{user}@localhost/{database}?host={}&sslmode=disable",
-            socket.display()
-        )
+        format!("postgres://{user}@localhost/{database}?host={}&sslmode=disable", socket.display())
     }
 }
 
