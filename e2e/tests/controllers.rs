@@ -201,7 +201,7 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
     let foreign = bench.api::<CoreService>().create(&PostParams::default(), &foreign).await.unwrap();
     bench.apply("orders", json!({"image": "x:1"})).await.unwrap();
     wait::until("the conflict is reported", PATIENCE, async || {
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "Ready").await?;
         ensure!(reason == "NameConflict", "{reason}: {message}");
         ensure!(message.contains("Service orders"), "the message names no object: {message}");
         Ok(())
@@ -232,7 +232,7 @@ async fn a_removed_expose_removes_its_routes_and_a_protected_one_without_policy_
     bench.apply("orders", json!({"image": "x:1", "expose": [{"name": "public"}]})).await.unwrap();
     wait::until("the host is fenced off", PATIENCE, async || {
         ensure!(!bench.route_names("orders").await?.is_empty(), "no route object");
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "RoutesProgrammed").await?;
         ensure!(reason == "NoAuthPolicy", "{reason}: {message}");
         Ok(())
     })
@@ -263,27 +263,18 @@ async fn an_operator_that_starts_again_changes_nothing() {
         .await
         .unwrap();
     bench.deployment("orders", "the Deployment exists", |_| true).await.unwrap();
-    let versions = async || -> Result<Vec<Option<String>>> {
-        let routes = bench.routes().list(&ListParams::default()).await?;
-        ensure!(!routes.items.is_empty(), "no routes yet");
-        let deployment = bench.api::<Deployment>().get("orders").await?;
-        let mut versions = vec![bench.api::<CoreService>().get("orders").await?.resource_version()];
-        versions.push(deployment.metadata.generation.map(|generation| generation.to_string()));
-        versions.extend(routes.iter().map(ResourceExt::resource_version));
-        Ok(versions)
-    };
-    let before = wait::until("everything exists", PATIENCE, versions).await.unwrap();
+    // The status is written after everything else.
+    wait::until("everything exists", PATIENCE, async || bench.condition("orders", "RoutesProgrammed").await)
+        .await
+        .unwrap();
+    let before = bench.versions("orders").await.unwrap();
+    assert!(before.len() > 2, "no routes: {before:?}");
 
     bench.operate("second").await.unwrap();
     // Proof that the second one works: it serves a new object.
     bench.apply("later", json!({"image": "x:1"})).await.unwrap();
     bench.deployment("later", "the second operator works", |_| true).await.unwrap();
-    let routes = bench.routes().list(&ListParams::default()).await.unwrap();
-    let mut after = vec![bench.api::<CoreService>().get("orders").await.unwrap().resource_version()];
-    let deployment = bench.api::<Deployment>().get("orders").await.unwrap();
-    after.push(deployment.metadata.generation.map(|generation| generation.to_string()));
-    after.extend(routes.iter().map(ResourceExt::resource_version));
-    assert_eq!(before, after);
+    assert_eq!(before, bench.versions("orders").await.unwrap());
 }
 
 #[tokio::test]
@@ -294,7 +285,7 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
         .await
         .unwrap();
     wait::until("the missing ConfigMap is named", PATIENCE, async || {
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "Ready").await?;
         ensure!(reason == "ReferenceMissing" && message.contains("settings"), "{reason}: {message}");
         Ok(())
     })
