@@ -83,8 +83,9 @@ securityContext:
 The side-car that hands a ConfigMap of the operator to a component as a file; takes
 (dict "root" $ "component" "…" "configMap" "…" "key" "…" "dir" "…"). It is
 ready when the component has loaded what the ConfigMap holds, and so is the pod:
-nobody asks an instance that knows yesterday's rules. The component starts beside
-it, without the file, and refuses everything until the file is there.
+nobody asks an instance that knows yesterday's rules. The component starts once
+the file is there, because Keto does not start without it; the operator writes
+the ConfigMaps as soon as there is an AuthClass.
 */}}
 {{- define "stack.agent" -}}
 - name: agent
@@ -102,6 +103,7 @@ it, without the file, and refuses everything until the file is there.
   - {name: PERISTYLE_LOG, value: {{ .root.Values.agent.log | quote }}}
   ports:
   - {name: agent, containerPort: 8081}
+  startupProbe: {httpGet: {path: /filez, port: agent}, periodSeconds: 1, failureThreshold: 3600}
   readinessProbe: {httpGet: {path: /readyz, port: agent}, periodSeconds: 2}
   resources: {{- toYaml .root.Values.agent.resources | nindent 4 }}
   {{- include "stack.containerSecurity" . | nindent 2 }}
