@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod apply;
+pub mod auth;
 pub mod backoff;
 pub mod cli;
 pub mod commands;

@@ -1,0 +1,5 @@
+//! Clients of the systems around the cluster.
+
+pub mod http;
+pub mod keto;
+pub mod oathkeeper;
