@@ -17,7 +17,7 @@ use peristyle_crds::{
 use super::input::Input;
 use crate::{
     controllers::service::{
-        observe::{DatabaseView, ExposeView, HostView, Observed, first_port},
+        observe::{DatabaseView, EdgeErrors, ExposeView, HostView, Observed, first_port},
         validate::DEFAULT_PORT,
     },
     edge::{claims::Claims, route::RouteProtection},
@@ -53,7 +53,11 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         dependencies: dependencies.collect(),
         missing: Vec::new(),
         exposes: exposes(input, service).into_iter().collect(),
-        edge_errors: None,
+        // Which pods answer is the cluster's matter.
+        edge_errors: Some(EdgeErrors {
+            address_type: "IPv4".to_owned(),
+            addresses: Vec::new(),
+        }),
         has_traefik: true,
     }
 }
