@@ -1,0 +1,3 @@
+//! Clients of the systems that the operator configures.
+
+pub mod postgres;
