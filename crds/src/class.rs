@@ -18,10 +18,7 @@ impl std::fmt::Display for ClassError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotFound(Some(name)) => {
-                write!(
-                    f,
-                    "spec.className: class {name:?} does not exist; create it or name another"
-                )
+                write!(f, "spec.className: class {name:?} does not exist; create it or name another")
             }
             Self::NotFound(None) => write!(
                 f,
@@ -49,10 +46,7 @@ pub fn choose<'a, C: ResourceExt>(
         .into_iter()
         .filter(|class| match name {
             Some(name) => class.name_any() == name,
-            None => class
-                .annotations()
-                .get(DEFAULT_CLASS_ANNOTATION)
-                .is_some_and(|v| v == "true"),
+            None => class.annotations().get(DEFAULT_CLASS_ANNOTATION).is_some_and(|v| v == "true"),
         })
         .collect();
     match candidates.len() {

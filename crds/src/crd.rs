@@ -29,11 +29,7 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
         .get_or_insert_default()
         .insert("helm.sh/resource-policy".to_owned(), "keep".to_owned());
     for version in &mut crd.spec.versions {
-        let Some(schema) = version
-            .schema
-            .as_mut()
-            .and_then(|s| s.open_api_v3_schema.as_mut())
-        else {
+        let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else {
             continue;
         };
         strip_unsigned_formats(schema);
@@ -48,11 +44,7 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 
 /// The API server knows no `uint32` and warns about every one of them.
 fn strip_unsigned_formats(schema: &mut JSONSchemaProps) {
-    if schema
-        .format
-        .as_deref()
-        .is_some_and(|format| format.starts_with("uint"))
-    {
+    if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
         schema.format = None;
     }
     for property in schema.properties.iter_mut().flat_map(|p| p.values_mut()) {

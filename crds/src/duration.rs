@@ -16,11 +16,7 @@ pub struct InvalidDuration(String);
 
 impl fmt::Display for InvalidDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:?} is not a duration; write for example 500ms, 30s or 1h30m",
-            self.0
-        )
+        write!(f, "{:?} is not a duration; write for example 500ms, 30s or 1h30m", self.0)
     }
 }
 
@@ -41,9 +37,7 @@ impl FromStr for Duration {
     type Err = InvalidDuration;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text)
-            .map(|_| Self(text.to_owned()))
-            .ok_or_else(|| InvalidDuration(text.to_owned()))
+        parse(text).map(|_| Self(text.to_owned())).ok_or_else(|| InvalidDuration(text.to_owned()))
     }
 }
 

@@ -1,9 +1,6 @@
 //! Version `v1alpha1`: three kinds for application teams, three classes for
 //! the platform team.
-#![allow(
-    clippy::duplicated_attributes,
-    reason = "kube's printcolumn repeats its keys for every column"
-)]
+#![allow(clippy::duplicated_attributes, reason = "kube's printcolumn repeats its keys for every column")]
 
 pub mod auth_class;
 pub mod auth_policy;

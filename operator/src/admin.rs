@@ -46,10 +46,7 @@ pub async fn serve(address: SocketAddr, ctx: Arc<Context>, readiness: Readiness)
     let router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
-        .route(
-            "/metrics",
-            get(async |State(ctx): State<Arc<Context>>| ctx.metrics.encode()),
-        )
+        .route("/metrics", get(async |State(ctx): State<Arc<Context>>| ctx.metrics.encode()))
         .with_state(ctx);
     axum::serve(listener, router).await?;
     Ok(())

@@ -98,10 +98,7 @@ impl Applier {
     /// An applier that has written nothing yet.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self {
-            client,
-            applied: Mutex::default(),
-        }
+        Self { client, applied: Mutex::default() }
     }
 
     /// Makes the live object match `desired`, which must name its controller.
@@ -115,21 +112,14 @@ impl Applier {
     /// ours; [`Error::Request`] when the API server refuses.
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
-        let owner = desired
-            .owner_references()
-            .first()
-            .map(|o| o.uid.clone())
-            .unwrap_or_default();
+        let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
         let wanted = encode(desired)?;
         let key = key(desired);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         match live {
             Some(live) => {
                 guard(live, &owner)?;
-                let record = Record {
-                    desired: digest(&wanted),
-                    live: digest(&settled(live)?),
-                };
+                let record = Record { desired: digest(&wanted), live: digest(&settled(live)?) };
                 if self.remembered(&key) == Some(record) {
                     return Ok(live.clone());
                 }
@@ -137,10 +127,8 @@ impl Applier {
             // The caches hold only what carries our label: an object of somebody
             // else is invisible there, and a forced apply would take it over.
             None => {
-                if let Some(found) = api
-                    .get_metadata_opt(&name)
-                    .await
-                    .map_err(|e| Error::request::<K>("get", &name, e))?
+                if let Some(found) =
+                    api.get_metadata_opt(&name).await.map_err(|e| Error::request::<K>("get", &name, e))?
                 {
                     guard(&found, &owner)?;
                 }
@@ -154,14 +142,8 @@ impl Applier {
             )
             .await
             .map_err(|e| Error::request::<K>("apply", &name, e))?;
-        let record = Record {
-            desired: digest(&wanted),
-            live: digest(&settled(&applied)?),
-        };
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, record);
+        let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
         Ok(applied)
     }
 
@@ -174,16 +156,10 @@ impl Applier {
         guard(live, owner)?;
         let api: Api<K> = Api::namespaced(self.client.clone(), &live.namespace().unwrap_or_default());
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: live.uid(),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
             ..DeleteParams::background()
         };
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&key(live));
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(live));
         match api.delete(&name, &params).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -192,11 +168,7 @@ impl Applier {
     }
 
     fn remembered(&self, key: &str) -> Option<Record> {
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .copied()
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }
 }
 
@@ -218,19 +190,11 @@ where
     if is_controlled_by(live, owner) {
         return Ok(());
     }
-    Err(Error::NameConflict {
-        kind: K::kind(&K::DynamicType::default()).into_owned(),
-        name: live.name_any(),
-    })
+    Err(Error::NameConflict { kind: K::kind(&K::DynamicType::default()).into_owned(), name: live.name_any() })
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!(
-        "{}/{}/{}",
-        K::kind(&()),
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    )
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
 }
 
 fn encode<K: Child>(object: &K) -> Result<serde_json::Value, Error> {

@@ -47,10 +47,7 @@ mod tests {
         assert!(delays[0] <= FIRST.mul_f64(1.25));
         assert!(delays[4] >= FIRST * 16 * 3 / 4);
         assert!(delays[13] >= MAX * 3 / 4 && delays[13] <= MAX * 5 / 4);
-        assert!(
-            backoff.fail("b") <= FIRST.mul_f64(1.25),
-            "another object is not affected"
-        );
+        assert!(backoff.fail("b") <= FIRST.mul_f64(1.25), "another object is not affected");
         backoff.reset("a");
         assert!(backoff.fail("a") <= FIRST.mul_f64(1.25));
     }

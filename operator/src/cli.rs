@@ -2,7 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, run};
+use crate::{
+    commands::{edge_errors, render},
+    config::Config,
+    run,
+};
 
 /// Kubernetes operator for services, databases and access policies.
 #[derive(Debug, Parser)]
@@ -18,6 +22,10 @@ enum Command {
     Run(Config),
     /// Prints the custom resource definitions.
     Crds,
+    /// Prints what the operator would create for the objects in files; needs no cluster.
+    Render(render::Render),
+    /// Answers refused calls in place of the workload, gRPC calls with gRPC statuses.
+    EdgeErrors(edge_errors::EdgeErrors),
 }
 
 impl Cli {
@@ -34,6 +42,8 @@ impl Cli {
                 }
                 Ok(())
             }
+            Command::Render(files) => render::run(&files),
+            Command::EdgeErrors(settings) => edge_errors::run(settings).await,
         }
     }
 }

@@ -34,45 +34,25 @@ impl Finding {
     /// All is well.
     #[must_use]
     pub fn good(condition: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            condition,
-            state: State::Good,
-            reason: Reason::Succeeded,
-            message: message.into(),
-        }
+        Self { condition, state: State::Good, reason: Reason::Succeeded, message: message.into() }
     }
 
     /// Not yet.
     #[must_use]
     pub fn waiting(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            condition,
-            state: State::Waiting,
-            reason,
-            message: message.into(),
-        }
+        Self { condition, state: State::Waiting, reason, message: message.into() }
     }
 
     /// Failed, tried again.
     #[must_use]
     pub fn failed(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            condition,
-            state: State::Failed,
-            reason,
-            message: message.into(),
-        }
+        Self { condition, state: State::Failed, reason, message: message.into() }
     }
 
     /// Failed until a person changes something.
     #[must_use]
     pub fn stalled(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            condition,
-            state: State::Stalled,
-            reason,
-            message: message.into(),
-        }
+        Self { condition, state: State::Stalled, reason, message: message.into() }
     }
 }
 
@@ -99,37 +79,15 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let mut wanted: Vec<(&str, &str, Reason, String)> = Vec::new();
     match worst(findings) {
-        None => wanted.push((
-            types::READY,
-            "True",
-            Reason::Succeeded,
-            "all is as the spec says".to_owned(),
-        )),
+        None => wanted.push((types::READY, "True", Reason::Succeeded, "all is as the spec says".to_owned())),
         Some(worst) => {
-            wanted.push((
-                types::READY,
-                status(worst.state),
-                worst.reason,
-                worst.message.clone(),
-            ));
-            let companion = if worst.state == State::Stalled {
-                types::STALLED
-            } else {
-                types::RECONCILING
-            };
+            wanted.push((types::READY, status(worst.state), worst.reason, worst.message.clone()));
+            let companion = if worst.state == State::Stalled { types::STALLED } else { types::RECONCILING };
             wanted.push((companion, "True", worst.reason, worst.message.clone()));
         }
     }
-    for finding in findings
-        .iter()
-        .filter(|finding| finding.condition != types::READY)
-    {
-        wanted.push((
-            finding.condition,
-            status(finding.state),
-            finding.reason,
-            finding.message.clone(),
-        ));
+    for finding in findings.iter().filter(|finding| finding.condition != types::READY) {
+        wanted.push((finding.condition, status(finding.state), finding.reason, finding.message.clone()));
     }
     let mut result: Vec<Condition> = wanted
         .into_iter()
@@ -157,9 +115,7 @@ pub fn conditions(
 /// Whether the condition `type_` is True and speaks of `generation`.
 #[must_use]
 pub fn is_true(conditions: &[Condition], type_: &str, generation: Option<i64>) -> bool {
-    conditions
-        .iter()
-        .any(|c| c.type_ == type_ && c.status == "True" && (c.observed_generation >= generation))
+    conditions.iter().any(|c| c.type_ == type_ && c.status == "True" && (c.observed_generation >= generation))
 }
 
 const fn status(state: State) -> &'static str {
@@ -189,21 +145,14 @@ mod tests {
         ];
         let result = conditions(&[], &findings, 3, EARLY);
         let ready = of(&result, types::READY).unwrap();
-        assert_eq!(
-            (ready.status.as_str(), ready.reason.as_str()),
-            ("False", "HostConflict")
-        );
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "HostConflict"));
         assert!(of(&result, types::STALLED).is_some());
         assert!(of(&result, types::RECONCILING).is_none());
     }
 
     #[test]
     fn waiting_is_unknown_and_reconciling() {
-        let findings = [Finding::waiting(
-            types::DATABASES_READY,
-            Reason::DatabaseNotReady,
-            "a",
-        )];
+        let findings = [Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, "a")];
         let result = conditions(&[], &findings, 1, EARLY);
         assert_eq!(of(&result, types::READY).unwrap().status, "Unknown");
         assert_eq!(of(&result, types::RECONCILING).unwrap().status, "True");
@@ -211,12 +160,8 @@ mod tests {
 
     #[test]
     fn companions_disappear_when_all_is_good() {
-        let before = conditions(
-            &[],
-            &[Finding::failed(types::PROVISIONED, Reason::Unavailable, "a")],
-            1,
-            EARLY,
-        );
+        let before =
+            conditions(&[], &[Finding::failed(types::PROVISIONED, Reason::Unavailable, "a")], 1, EARLY);
         let after = conditions(&before, &[Finding::good(types::PROVISIONED, "b")], 1, LATE);
         assert_eq!(of(&after, types::READY).unwrap().status, "True");
         assert!(of(&after, types::RECONCILING).is_none() && of(&after, types::STALLED).is_none());
@@ -225,37 +170,17 @@ mod tests {
     #[test]
     fn the_transition_time_moves_with_the_status_only() {
         let before = conditions(&[], &[Finding::good(types::PROVISIONED, "a")], 1, EARLY);
-        let same = conditions(
-            &before,
-            &[Finding::good(types::PROVISIONED, "other words")],
-            2,
-            LATE,
-        );
-        assert_eq!(
-            of(&same, types::PROVISIONED).unwrap().last_transition_time,
-            Time(EARLY)
-        );
-        let moved = conditions(
-            &same,
-            &[Finding::failed(types::PROVISIONED, Reason::Unavailable, "a")],
-            2,
-            LATE,
-        );
-        assert_eq!(
-            of(&moved, types::PROVISIONED).unwrap().last_transition_time,
-            Time(LATE)
-        );
+        let same = conditions(&before, &[Finding::good(types::PROVISIONED, "other words")], 2, LATE);
+        assert_eq!(of(&same, types::PROVISIONED).unwrap().last_transition_time, Time(EARLY));
+        let moved =
+            conditions(&same, &[Finding::failed(types::PROVISIONED, Reason::Unavailable, "a")], 2, LATE);
+        assert_eq!(of(&moved, types::PROVISIONED).unwrap().last_transition_time, Time(LATE));
     }
 
     #[test]
     fn what_a_failed_step_does_not_know_is_kept() {
         let before = conditions(&[], &[Finding::good(types::DATABASES_READY, "a")], 1, EARLY);
-        let after = conditions(
-            &before,
-            &[Finding::failed(types::READY, Reason::Unavailable, "x")],
-            1,
-            LATE,
-        );
+        let after = conditions(&before, &[Finding::failed(types::READY, Reason::Unavailable, "x")], 1, LATE);
         assert_eq!(of(&after, types::DATABASES_READY).unwrap().status, "True");
         assert_eq!(of(&after, types::READY).unwrap().status, "False");
     }

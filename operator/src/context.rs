@@ -3,7 +3,8 @@
 use kube::Client;
 
 use crate::{
-    apply::Applier, backoff::Backoff, config::Config, events::Events, metrics::Metrics, stores::Stores,
+    apply::Applier, auth::publications::Publications, backoff::Backoff, config::Config, events::Events,
+    metrics::Metrics, stores::Stores,
 };
 
 /// Shared by all controllers of the process.
@@ -14,6 +15,8 @@ pub struct Context {
     pub config: Config,
     /// Caches of all watched kinds.
     pub stores: Stores,
+    /// Which rule sets are live.
+    pub publications: Publications,
     /// Writer of children.
     pub applier: Applier,
     /// Writer of events.

@@ -1,10 +1,13 @@
 //! The controllers, one for each kind.
 
+pub mod edge_class;
+pub mod service;
+
 use std::sync::Arc;
 
 use crate::context::Context;
 
 /// Runs every controller until the process ends.
-pub async fn run(_ctx: Arc<Context>) {
-    std::future::pending::<()>().await;
+pub async fn run(ctx: Arc<Context>) {
+    tokio::join!(edge_class::run(ctx.clone()), service::run(ctx.clone()),);
 }

@@ -14,10 +14,7 @@ impl Events {
     /// Events reported by the process `identity`.
     #[must_use]
     pub fn new(client: Client, identity: &str) -> Self {
-        let reporter = Reporter {
-            controller: "peristyle".to_owned(),
-            instance: Some(identity.to_owned()),
-        };
+        let reporter = Reporter { controller: "peristyle".to_owned(), instance: Some(identity.to_owned()) };
         Self(Recorder::new(client, reporter))
     }
 

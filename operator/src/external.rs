@@ -1,3 +1,6 @@
 //! Clients of the systems that the operator configures.
 
+mod http;
+pub mod keto;
+pub mod oathkeeper;
 pub mod postgres;

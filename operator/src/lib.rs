@@ -6,8 +6,10 @@
 
 pub mod admin;
 pub mod apply;
+pub mod auth;
 pub mod backoff;
 pub mod cli;
+pub mod commands;
 pub mod conditions;
 pub mod config;
 pub mod context;
@@ -18,6 +20,7 @@ pub mod external;
 pub mod leader;
 pub mod metadata;
 pub mod metrics;
+pub mod names;
 pub mod reconcile;
 pub mod retry;
 pub mod run;

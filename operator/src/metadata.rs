@@ -56,12 +56,9 @@ impl Owner {
     /// Labels that select the owner's pods; immutable, so never a version.
     #[must_use]
     pub fn selector(&self) -> BTreeMap<String, String> {
-        [
-            ("app.kubernetes.io/instance", self.name.as_str()),
-            (self.label, self.name.as_str()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+        [("app.kubernetes.io/instance", self.name.as_str()), (self.label, self.name.as_str())]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
     }
 
     /// Metadata of the child `name`.
@@ -80,10 +77,5 @@ impl Owner {
 /// Whether `object` has `uid` as its controlling owner.
 #[must_use]
 pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
-    object
-        .meta()
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|o| o.controller == Some(true) && o.uid == uid)
+    object.meta().owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
 }

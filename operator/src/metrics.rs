@@ -46,23 +46,10 @@ impl Default for Metrics {
             Histogram::new(exponential_buckets(0.001, 4.0, 9))
         });
         let leader = Gauge::default();
-        registry.register(
-            "reconciles",
-            "Passes over an object by kind and result",
-            reconciles.clone(),
-        );
-        registry.register(
-            "reconcile_duration_seconds",
-            "Time of one pass over an object",
-            seconds.clone(),
-        );
+        registry.register("reconciles", "Passes over an object by kind and result", reconciles.clone());
+        registry.register("reconcile_duration_seconds", "Time of one pass over an object", seconds.clone());
         registry.register("leader", "1 while this process holds the Lease", leader.clone());
-        Self {
-            registry: Mutex::new(registry),
-            reconciles,
-            seconds,
-            leader,
-        }
+        Self { registry: Mutex::new(registry), reconciles, seconds, leader }
     }
 }
 
@@ -78,17 +65,8 @@ impl Metrics {
             Some(Class::Forbidden) => "forbidden",
             Some(Class::Bug) => "bug",
         };
-        self.reconciles
-            .get_or_create(&ByResult {
-                kind: kind.to_owned(),
-                result,
-            })
-            .inc();
-        self.seconds
-            .get_or_create(&ByKind {
-                kind: kind.to_owned(),
-            })
-            .observe(time.as_secs_f64());
+        self.reconciles.get_or_create(&ByResult { kind: kind.to_owned(), result }).inc();
+        self.seconds.get_or_create(&ByKind { kind: kind.to_owned() }).observe(time.as_secs_f64());
     }
 
     /// Says whether this process holds the Lease.

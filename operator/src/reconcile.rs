@@ -54,11 +54,7 @@ pub struct Outcome<S> {
 impl<S> Outcome<S> {
     /// An outcome with the usual interval.
     pub fn new(status: S, findings: Vec<Finding>) -> Self {
-        Self {
-            status,
-            findings,
-            requeue: None,
-        }
+        Self { status, findings, requeue: None }
     }
 }
 
@@ -95,10 +91,7 @@ pub async fn run<K, F, Fut, E>(
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
     E: Classified,
 {
-    let own = roots
-        .changes()
-        .map(|object| ObjectRef::from_obj(&*object))
-        .boxed();
+    let own = roots.changes().map(|object| ObjectRef::from_obj(&*object)).boxed();
     let queue = futures::stream::select_all(triggers.into_iter().chain([own]))
         .map(Ok::<ObjectRef<K>, std::convert::Infallible>);
     let pass = move |object: Arc<K>, ctx: Arc<Context>| {
@@ -149,19 +142,13 @@ where
             (failed(&*object, finding), Some(error.class()))
         }
         Ok(Err(_)) => {
-            let finding = Finding::failed(
-                types::READY,
-                Reason::InternalError,
-                "a bug in the operator; see its log",
-            );
+            let finding =
+                Finding::failed(types::READY, Reason::InternalError, "a bug in the operator; see its log");
             (failed(&*object, finding), Some(Class::Bug))
         }
         Err(_) => {
-            let finding = Finding::failed(
-                types::READY,
-                Reason::Unavailable,
-                "a pass took more than 2 minutes",
-            );
+            let finding =
+                Finding::failed(types::READY, Reason::Unavailable, "a pass took more than 2 minutes");
             (failed(&*object, finding), Some(Class::Transient))
         }
     };
@@ -220,21 +207,14 @@ where
     let mut status = outcome.status;
     let next = conditions::conditions(previous, &outcome.findings, generation, Timestamp::now());
     let ready = |conditions: &[peristyle_crds::condition::Condition]| {
-        conditions
-            .iter()
-            .find(|c| c.type_ == types::READY)
-            .map(|c| (c.status.clone(), c.reason.clone()))
+        conditions.iter().find(|c| c.type_ == types::READY).map(|c| (c.status.clone(), c.reason.clone()))
     };
     let is_transition = ready(previous) != ready(&next);
     K::set_observed(&mut status, generation, next);
     if stored == Some(&status) {
         return Ok(());
     }
-    let patch = StatusPatch {
-        api_version: &K::api_version(&()),
-        kind: &K::kind(&()),
-        status: &status,
-    };
+    let patch = StatusPatch { api_version: &K::api_version(&()), kind: &K::kind(&()), status: &status };
     match tokio::time::timeout(CALL_DEADLINE, patch_status(ctx, object, &patch)).await {
         Ok(Ok(_)) => {}
         Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() => return Ok(()),
@@ -271,10 +251,5 @@ where
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!(
-        "{}/{}/{}",
-        K::kind(&()),
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    )
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
 }

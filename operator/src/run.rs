@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     admin::{self, Readiness},
     apply::Applier,
+    auth::publications::Publications,
     backoff::Backoff,
     config::Config,
     context::Context,
@@ -19,20 +20,35 @@ use crate::{
     telemetry,
 };
 
-/// Runs the operator until SIGTERM, or until the Lease is lost.
+/// Runs the operator against the cluster of its environment until SIGTERM, or
+/// until the Lease is lost.
+///
+/// # Errors
+/// When the cluster cannot be reached at start, or as [`operate`].
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::start(&config.log)?;
+    let client = Client::try_default().await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        result = operate(client, config) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Runs the operator until the Lease is lost.
 ///
 /// Caches are filled on every replica; controllers run on the one that holds
 /// the Lease. A lost Lease ends the process: a fresh one cannot act on what an
 /// old leader still had in hand.
 ///
 /// # Errors
-/// When the cluster cannot be reached at start, an address cannot be bound, or
-/// the Lease is lost.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::start(&config.log)?;
-    let client = Client::try_default().await?;
+/// When an address cannot be bound, or the Lease is lost.
+pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
     let ctx = Arc::new(Context {
         stores: Stores::start(&client, &config.namespace),
+        publications: Publications::default(),
         applier: Applier::new(client.clone()),
         events: Events::new(client.clone(), &config.identity),
         backoff: Backoff::default(),
@@ -41,13 +57,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         client,
     });
     let readiness = Readiness::default();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         result = admin::serve(ctx.config.admin_address, ctx.clone(), readiness.clone()) => result,
         result = lead(ctx, readiness) => result,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
     }
 }
 

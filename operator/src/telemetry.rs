@@ -10,9 +10,6 @@ pub fn start(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|e| {
         anyhow::anyhow!("--log {filter:?}: {e}; write for example info or info,peristyle=debug")
     })?;
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(fmt::layer().json().flatten_event(true))
-        .try_init()?;
+    tracing_subscriber::registry().with(filter).with(fmt::layer().json().flatten_event(true)).try_init()?;
     Ok(())
 }

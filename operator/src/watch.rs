@@ -75,9 +75,7 @@ where
 
     /// Whether the first list arrives within `wait`; for kinds that may not be installed.
     pub async fn is_ready_within(&self, wait: Duration) -> bool {
-        tokio::time::timeout(wait, self.store.wait_until_ready())
-            .await
-            .is_ok_and(|ready| ready.is_ok())
+        tokio::time::timeout(wait, self.store.wait_until_ready()).await.is_ok_and(|ready| ready.is_ok())
     }
 
     /// Everything in the cache, then each object that is added, changed or

@@ -13,10 +13,7 @@ fn main() -> ExitCode {
 }
 
 fn write() -> Result<(), Box<dyn Error>> {
-    let folder = env::args()
-        .nth(1)
-        .map(PathBuf::from)
-        .ok_or("usage: crdgen FOLDER")?;
+    let folder = env::args().nth(1).map(PathBuf::from).ok_or("usage: crdgen FOLDER")?;
     fs::create_dir_all(&folder)?;
     for crd in peristyle_crds::crd::all() {
         let path = folder.join(format!("{}.yaml", crd.spec.names.plural));

@@ -104,10 +104,7 @@ pub struct Roles {
 pub struct Role {
     /// Name of the Secret that receives the credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub secret_name: Option<String>,
     /// Connections that the role's login may hold. Default: 30 (owner: 5).
     #[serde(default, skip_serializing_if = "Option::is_none")]

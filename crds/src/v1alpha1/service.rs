@@ -1,8 +1,5 @@
 //! `Service`: one workload with everything that makes it run and be reached.
-#![allow(
-    clippy::struct_field_names,
-    reason = "the names are those of core/v1 EnvVarSource"
-)]
+#![allow(clippy::struct_field_names, reason = "the names are those of core/v1 EnvVarSource")]
 
 use std::collections::BTreeMap;
 
@@ -187,11 +184,7 @@ pub struct Resources {
 impl From<&Resources> for ResourceRequirements {
     fn from(resources: &Resources) -> Self {
         let some = |map: &BTreeMap<String, Quantity>| (!map.is_empty()).then(|| map.clone());
-        Self {
-            requests: some(&resources.requests),
-            limits: some(&resources.limits),
-            claims: None,
-        }
+        Self { requests: some(&resources.requests), limits: some(&resources.limits), claims: None }
     }
 }
 
@@ -442,10 +435,7 @@ impl DatabaseBinding {
     /// Name of the variable with its default.
     #[must_use]
     pub fn env(&self) -> &str {
-        self.inject
-            .as_ref()
-            .and_then(|i| i.env.as_deref())
-            .unwrap_or("DATABASE_URL")
+        self.inject.as_ref().and_then(|i| i.env.as_deref()).unwrap_or("DATABASE_URL")
     }
 }
 

@@ -1,1 +1,148 @@
-fn main() {}
+//! `cargo sandbox`: a real Kubernetes cluster on one Linux machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand};
+use e2e::cluster::Cluster;
+use e2e::sandbox::{self, Wanted};
+use e2e::state::{STATE_DIR_VARIABLE, State};
+use e2e::{checks, command, demo, images};
+use ipnet::Ipv4Net;
+use tokio::process::Command;
+
+/// A real Kubernetes cluster on one Linux machine, built from source, without Docker and registry.
+#[derive(Parser)]
+#[command(name = "cargo sandbox", bin_name = "cargo sandbox")]
+struct Cli {
+    /// Where the sandbox keeps its files [default: peristyle/sandbox or peristyle/control-plane in the user's state directory]
+    #[arg(long, global = true, env = STATE_DIR_VARIABLE)]
+    state_dir: Option<PathBuf>,
+    /// Only etcd, kube-apiserver and kube-controller-manager: seconds to start, needs no root
+    #[arg(long, global = true)]
+    control_plane: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Build what is not cached and start the cluster; changes nothing when it runs
+    Up(Up),
+    /// End the cluster and remove everything of it except the cache
+    Down,
+    /// From nothing to the first protected call: cluster, charts, example and a transcript of real calls
+    Demo,
+    /// Run everything that must hold before a change lands
+    Test,
+    /// Show what runs
+    Status,
+    /// Print the path of the kubeconfig: export KUBECONFIG=$(cargo sandbox kubeconfig)
+    Kubeconfig,
+    /// Print the end of a component's log
+    Logs {
+        /// Such as kubelet, kube-apiserver, containerd or audit
+        name: String,
+        /// How many lines
+        #[arg(long, default_value_t = 200)]
+        lines: u32,
+        /// Go on printing as the log grows
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Build and import every image and print its name and reference
+    Images,
+}
+
+#[derive(Args)]
+struct Up {
+    /// Use a cluster that exists instead of making one
+    #[arg(long, conflicts_with = "control_plane")]
+    kubeconfig: Option<PathBuf>,
+    /// The context of --kubeconfig [default: its current one]
+    #[arg(long, requires = "kubeconfig")]
+    context: Option<String>,
+    /// A /16 network for node, pods and services [default: the first of 10.213.0.0/16, 10.212.0.0/16, … that is free]
+    #[arg(long)]
+    network: Option<Ipv4Net>,
+    /// Ports of 127.0.0.1 that lead to the same host ports of the node; '' for none
+    #[arg(long, default_value = "8080,8443", value_delimiter = ',', value_parser = published_port)]
+    publish: Vec<Option<u16>>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without the backtrace that RUST_BACKTRACE adds to Debug: the
+            // causes say what to do.
+            eprintln!("error: {error}");
+            error.chain().skip(1).for_each(|cause| eprintln!("  because: {cause}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let state = match &cli.state_dir {
+        Some(dir) => State::at(dir)?,
+        None if cli.control_plane => State::control_plane()?,
+        None => State::current()?,
+    };
+    match cli.action {
+        Action::Up(up) => sandbox::up(&state, &up.wanted(cli.control_plane)).await,
+        Action::Down => sandbox::down(&state).await,
+        Action::Status => {
+            print!("{}", sandbox::status(&state).await?);
+            Ok(())
+        }
+        Action::Demo => demo::run(&state).await,
+        Action::Test => checks::run(&state).await,
+        Action::Kubeconfig => {
+            println!("{}", Cluster::of(&state)?.kubeconfig().display());
+            Ok(())
+        }
+        Action::Logs { name, lines, follow } => logs(&state, &name, lines, follow).await,
+        Action::Images => {
+            for (name, reference) in images::build_and_import(&state).await? {
+                println!("{name:<12} {reference}");
+            }
+            Ok(())
+        }
+    }
+}
+
+impl Up {
+    fn wanted(self, control_plane: bool) -> Wanted {
+        match self.kubeconfig {
+            Some(kubeconfig) => Wanted::Existing { kubeconfig, context: self.context },
+            None if control_plane => Wanted::ControlPlane,
+            None => Wanted::Full {
+                network: self.network,
+                published: self.publish.into_iter().flatten().collect(),
+            },
+        }
+    }
+}
+
+/// A port, or nothing for the empty list.
+fn published_port(text: &str) -> Result<Option<u16>, std::num::ParseIntError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+async fn logs(state: &State, name: &str, lines: u32, follow: bool) -> Result<()> {
+    let path = sandbox::log(state, name)?;
+    let mut tail = Command::new("tail");
+    tail.args(["-n", &lines.to_string()]).arg(path);
+    if !follow {
+        print!("{}", command::output(&mut tail).await?);
+        return Ok(());
+    }
+    let status = tail.arg("-F").status().await?;
+    if !status.success() {
+        bail!("tail ended with {status}");
+    }
+    Ok(())
+}

@@ -24,10 +24,7 @@ impl ServiceKey {
     /// The key of `service`.
     #[must_use]
     pub fn of(service: &Service) -> Self {
-        Self {
-            namespace: service.namespace().unwrap_or_default(),
-            name: service.name_any(),
-        }
+        Self { namespace: service.namespace().unwrap_or_default(), name: service.name_any() }
     }
 }
 
@@ -95,10 +92,8 @@ impl<'a> Claims<'a> {
                 .collect(),
             owners: HashMap::new(),
         };
-        let mut services: Vec<&Service> = services
-            .into_iter()
-            .filter(|service| !service.spec.expose.is_empty())
-            .collect();
+        let mut services: Vec<&Service> =
+            services.into_iter().filter(|service| !service.spec.expose.is_empty()).collect();
         services.sort_by_key(|service| (created(service), service.uid()));
         for service in services {
             for expose in &service.spec.expose {
@@ -121,10 +116,7 @@ impl<'a> Claims<'a> {
     /// The class by its name.
     #[must_use]
     pub fn class(&self, name: &str) -> Option<&'a EdgeClass> {
-        self.classes
-            .iter()
-            .find(|class| class.name_any() == name)
-            .copied()
+        self.classes.iter().find(|class| class.name_any() == name).copied()
     }
 
     /// The hosts of one route of `service`, split into those that are its own
@@ -135,10 +127,7 @@ impl<'a> Claims<'a> {
     pub fn hosts(&self, service: &Service, expose: &Expose) -> Result<Hosts, Refusal> {
         let (class, wanted) = self.wanted(service, expose).map_err(Refusal::Class)?;
         let me = ServiceKey::of(service);
-        let mut hosts = Hosts {
-            class: class.name_any(),
-            ..Hosts::default()
-        };
+        let mut hosts = Hosts { class: class.name_any(), ..Hosts::default() };
         for host in wanted {
             if !self.is_allowed(class, service, expose, &host) {
                 hosts.refused.push(Refusal::NotAllowed {
@@ -163,11 +152,8 @@ impl<'a> Claims<'a> {
 
     fn wanted(&self, service: &Service, expose: &Expose) -> Result<(&'a EdgeClass, Vec<String>), ClassError> {
         let class = class::choose(self.classes.iter().copied(), expose.class_name.as_deref())?;
-        let hosts = if expose.hosts.is_empty() {
-            vec![template(&class.spec, service)]
-        } else {
-            expose.hosts.clone()
-        };
+        let hosts =
+            if expose.hosts.is_empty() { vec![template(&class.spec, service)] } else { expose.hosts.clone() };
         Ok((class, hosts))
     }
 
@@ -175,9 +161,7 @@ impl<'a> Claims<'a> {
         if expose.hosts.is_empty() || host == template(&class.spec, service) {
             return true;
         }
-        let labels = self
-            .namespaces
-            .get(service.namespace().unwrap_or_default().as_str());
+        let labels = self.namespaces.get(service.namespace().unwrap_or_default().as_str());
         class.spec.hosts.allow.iter().any(|allow| {
             let selected = labels.is_some_and(|labels| {
                 allow
@@ -190,9 +174,7 @@ impl<'a> Claims<'a> {
             selected
                 && allow.suffixes.iter().any(|suffix| {
                     host == suffix
-                        || host
-                            .strip_suffix(suffix.as_str())
-                            .is_some_and(|rest| rest.ends_with('.'))
+                        || host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.'))
                 })
         })
     }
@@ -241,17 +223,12 @@ mod tests {
     fn hosts(services: &[Service], index: usize) -> Hosts {
         let (classes, namespaces) = ([class()], [namespace("a", "shop"), namespace("b", "other")]);
         let claims = Claims::settle(services, &classes, &namespaces);
-        claims
-            .hosts(&services[index], &services[index].spec.expose[0])
-            .unwrap()
+        claims.hosts(&services[index], &services[index].spec.expose[0]).unwrap()
     }
 
     #[test]
     fn without_hosts_the_template_names_one() {
-        assert_eq!(
-            hosts(&[service("b", "x", "2026-01-01T00:00:00Z", &[])], 0).granted,
-            ["x.b.example.com"]
-        );
+        assert_eq!(hosts(&[service("b", "x", "2026-01-01T00:00:00Z", &[])], 0).granted, ["x.b.example.com"]);
     }
 
     #[test]
@@ -262,10 +239,7 @@ mod tests {
         ];
         assert_eq!(hosts(&services, 1).granted, ["w.shop.test"]);
         let refused = hosts(&services, 0).refused;
-        assert_eq!(
-            refused[0].to_string(),
-            "host \"w.shop.test\" belongs to Service early"
-        );
+        assert_eq!(refused[0].to_string(), "host \"w.shop.test\" belongs to Service early");
         assert!(hosts(&services, 0).granted.is_empty());
     }
 
@@ -273,17 +247,9 @@ mod tests {
     fn a_host_outside_the_allowance_is_refused_and_claims_nothing() {
         let services = [
             service("b", "thief", "2026-01-01T00:00:00Z", &["w.shop.test"]),
-            service(
-                "a",
-                "owner",
-                "2026-01-02T00:00:00Z",
-                &["w.shop.test", "evilshop.test"],
-            ),
+            service("a", "owner", "2026-01-02T00:00:00Z", &["w.shop.test", "evilshop.test"]),
         ];
-        assert!(matches!(
-            hosts(&services, 0).refused[0],
-            Refusal::NotAllowed { .. }
-        ));
+        assert!(matches!(hosts(&services, 0).refused[0], Refusal::NotAllowed { .. }));
         assert_eq!(hosts(&services, 1).granted, ["w.shop.test"]);
         assert!(
             matches!(&hosts(&services, 1).refused[0], Refusal::NotAllowed { host, .. } if host == "evilshop.test")
@@ -296,10 +262,7 @@ mod tests {
             service("a", "thief", "2026-01-01T00:00:00Z", &["victim.b.example.com"]),
             service("b", "victim", "2026-01-02T00:00:00Z", &[]),
         ];
-        assert!(matches!(
-            hosts(&services, 0).refused[0],
-            Refusal::NotAllowed { .. }
-        ));
+        assert!(matches!(hosts(&services, 0).refused[0], Refusal::NotAllowed { .. }));
         assert_eq!(hosts(&services, 1).granted, ["victim.b.example.com"]);
     }
 }

@@ -1,0 +1,112 @@
+//! `cargo sandbox test`: everything that must hold before a change lands, the
+//! quickest first.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Command;
+
+use crate::packages;
+use crate::progress::Progress;
+use crate::sandbox::{self, Wanted};
+use crate::stack::{self, EDGE_PORT};
+use crate::state::{State, cache_dir};
+use crate::substrate::{self, Component};
+
+const CARGO_DENY: &str = "0.20.2";
+
+/// Test binaries of this crate on a control plane of their own.
+const CONTROL_PLANE_TESTS: [&str; 2] = ["schema", "controllers"];
+/// Test binaries of this crate on the full sandbox with charts and example.
+const SANDBOX_TESTS: [&str; 5] = ["converge", "calls", "closed", "secrets", "quiet"];
+
+/// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
+///
+/// # Errors
+/// The first check that failed.
+pub async fn run(state: &State) -> Result<()> {
+    let progress = Progress::default();
+    let p = &progress;
+    p.step("cargo fmt", cargo(&["fmt", "--all", "--check"], &[])).await?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "e2e/cluster",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    p.step("cargo clippy", cargo(&clippy, &[])).await?;
+    let doc = ["doc", "--workspace", "--no-deps", "--locked"];
+    p.step("cargo doc", cargo(&doc, &[("RUSTDOCFLAGS", "-D warnings")])).await?;
+    p.step("cargo deny", deny(p)).await?;
+
+    packages::ensure(p).await?;
+    let programs = substrate::build(&Component::ALL, p).await?;
+    let bin = substrate::folder(&programs)?;
+    let unit = ["test", "--workspace", "--locked"];
+    p.step("unit and integration tests", cargo(&unit, &[("PERISTYLE_BIN", &bin)])).await?;
+    p.step("helm lint", stack::lint(&programs)).await?;
+    p.step("control-plane tests", cluster_tests(&CONTROL_PLANE_TESTS)).await?;
+    p.step("sandbox life cycle", cluster_tests(&["lifecycle"])).await?;
+
+    sandbox::up(state, &Wanted::Full { network: None, published: vec![EDGE_PORT] }).await?;
+    p.step("charts and images", stack::install(state)).await?;
+    p.step("end-to-end tests", cluster_tests(&SANDBOX_TESTS)).await?;
+    eprintln!("\n{}", progress.table());
+    Ok(())
+}
+
+async fn cluster_tests(names: &[&str]) -> Result<()> {
+    let mut arguments = vec!["test", "--workspace", "--features", "e2e/cluster", "--locked"];
+    arguments.extend(names.iter().flat_map(|name| ["--test", name]));
+    // One cluster: tests that change the same objects take turns.
+    arguments.extend(["--", "--test-threads=1"]);
+    cargo(&arguments, &[]).await
+}
+
+async fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut cargo = Command::new(program);
+    cargo.current_dir(crate::workspace()).args(arguments).envs(environment.iter().copied());
+    run_shown(cargo, &format!("cargo {}", arguments.join(" "))).await
+}
+
+/// Licences, sources and bans. Advisories need a database that is fetched from
+/// a public repository; `cargo deny check advisories` is for where that is reachable.
+async fn deny(progress: &Progress) -> Result<()> {
+    let root = cache_dir("tools")?.join(format!("cargo-deny-{CARGO_DENY}"));
+    let program = root.join("bin/cargo-deny");
+    if !program.exists() {
+        progress.say("installing cargo-deny");
+        let root = root.to_str().context("the cache directory is not valid UTF-8")?;
+        // A debug build takes half the time to make and checks as well.
+        cargo(
+            &["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug", "--root", root],
+            &[],
+        )
+        .await?;
+    }
+    let mut deny = Command::new(program);
+    deny.current_dir(crate::workspace()).args([
+        "--log-level",
+        "warn",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]);
+    run_shown(deny, "cargo deny check").await
+}
+
+async fn run_shown(mut command: Command, name: &str) -> Result<()> {
+    let status = command.stdin(Stdio::null()).kill_on_drop(true).status().await;
+    let status = status.with_context(|| format!("cannot run `{name}`"))?;
+    if !status.success() {
+        bail!("`{name}` failed: what it said stands above");
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! `cargo sandbox demo`: from nothing to the first protected call, with a
+//! transcript of real calls. It may run again and again.
+
+use anyhow::{Context, Result, bail, ensure};
+use tonic::Code;
+
+use crate::cluster::Cluster;
+use crate::example::{AUTH, Example, GREETER, NAMESPACE, PROPAGATION, new_user};
+use crate::sandbox::{self, Wanted};
+use crate::stack::{self, EDGE_PORT, SYSTEM_NAMESPACE};
+use crate::state::State;
+use crate::wait;
+
+/// Brings up sandbox, charts and example, makes the calls and leaves all running.
+///
+/// # Errors
+/// The first step that failed or the first call that was not answered as it must be.
+pub async fn run(state: &State) -> Result<()> {
+    if Cluster::of(state).is_err() {
+        sandbox::up(state, &Wanted::Full { network: None, published: vec![EDGE_PORT] }).await?;
+    }
+    stack::install(state).await?;
+    let example = Example::start(state).await?;
+    let token = play(&example).await?;
+    println!(
+        "\nAll of it keeps running. Look around:\n\
+         \n  export KUBECONFIG={}\
+         \n  alias kubectl={}\
+         \n  kubectl get peristyle -n {NAMESPACE}\
+         \n  kubectl describe psvc greeter -n {NAMESPACE}\n\
+         \n  URL    http://{GREETER}:{EDGE_PORT}  (127.0.0.1)\
+         \n  token  {token}  (for 15 minutes)\n\
+         \n  cargo sandbox down  removes everything",
+        example.cluster.kubeconfig().display(),
+        state.program("kubectl").display(),
+    );
+    Ok(())
+}
+
+async fn play(example: &Example) -> Result<String> {
+    println!("\n$ call greeter.v1.GreeterService/Greet at http://{GREETER}:{EDGE_PORT}");
+    refused(example, "without a token", None, Code::Unauthenticated).await?;
+
+    let user = new_user("alice")?;
+    let token = example.token(&user).await?;
+    println!("  {:<40} {user} at http://{AUTH}:{EDGE_PORT}", "register, log in");
+    refused(example, "with the token, without the relation", Some(&token), Code::PermissionDenied).await?;
+
+    example.allow(&[&user]).await?;
+    println!("  {:<40} Greeting:greeter#greeters@{user}", "tuple added to AuthPolicy greeter");
+    let before = stored_greetings(example).await?;
+    greeted(example, &token).await?;
+    let stored = stored_greetings(example).await?;
+    ensure!(stored > before, "the greeting was not stored: {before} rows before, {stored} after");
+    println!("  {:<40} {stored} rows", "stored in greeter's database");
+
+    scale_keto(example, 0).await?;
+    println!("  Keto stopped");
+    refused(example, "with token and relation", Some(&token), Code::Unavailable).await?;
+    scale_keto(example, 1).await?;
+    println!("  Keto back");
+    greeted(example, &token).await?;
+    Ok(token)
+}
+
+async fn refused(example: &Example, what: &str, token: Option<&str>, code: Code) -> Result<()> {
+    let status =
+        wait::until(
+            &format!("the call {what} is refused with {code:?}"),
+            PROPAGATION,
+            async || match example.edge.greet(GREETER, token, "Ada").await {
+                Err(status) if status.code() == code => Ok(status),
+                Err(status) => bail!("answered {:?}: {}", status.code(), status.message()),
+                Ok(answer) if token.is_none() => {
+                    Err(wait::Never(anyhow::anyhow!("it was ALLOWED: {}", answer.message)).into())
+                }
+                Ok(answer) => bail!("it was allowed: {}", answer.message),
+            },
+        )
+        .await?;
+    println!("  {what:<40} {}: {}", constant(status.code()), status.message());
+    Ok(())
+}
+
+async fn greeted(example: &Example, token: &str) -> Result<()> {
+    let answer = wait::until("the call is answered", PROPAGATION, async || {
+        example.edge.greet(GREETER, Some(token), "Ada").await.context("the call was refused")
+    })
+    .await?;
+    println!("  {:<40} OK: {}", "with token and relation", answer.message);
+    Ok(())
+}
+
+async fn stored_greetings(example: &Example) -> Result<u64> {
+    let count = stack::query(&example.cluster, "demo_greeter", "select count(*) from app.greetings").await?;
+    count.parse().with_context(|| format!("psql answered {count:?} where a number was expected"))
+}
+
+async fn scale_keto(example: &Example, replicas: u8) -> Result<()> {
+    let replicas = format!("--replicas={replicas}");
+    let (cluster, keto) = (&example.cluster, "deployment/keto");
+    cluster.kubectl(&["scale", "-n", SYSTEM_NAMESPACE, keto, &replicas]).await?;
+    cluster.kubectl(&["rollout", "status", "-n", SYSTEM_NAMESPACE, keto, "--timeout=120s"]).await?;
+    Ok(())
+}
+
+/// The status as gRPC's documentation writes it.
+fn constant(code: Code) -> &'static str {
+    match code {
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::Unavailable => "UNAVAILABLE",
+        _ => code.description(),
+    }
+}

@@ -1,0 +1,98 @@
+//! One commit in any order converges, and what `render` prints is what the
+//! API server takes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::example::{Example, NAMESPACE};
+use e2e::stack::{self, SYSTEM_NAMESPACE};
+use e2e::state::State;
+use e2e::{command, wait};
+use tokio::process::Command;
+
+const ANOTHER: &str = "demo-backwards";
+
+async fn example() -> Example {
+    Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
+}
+
+/// The operator's binary, which `cargo sandbox test` has built beside this test.
+fn peristyle() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("tests lie two folders below the binaries")?;
+    let binary = folder.join("peristyle");
+    ensure!(binary.exists(), "{} is missing; run the tests through `cargo sandbox test`", binary.display());
+    Ok(binary)
+}
+
+#[tokio::test]
+async fn all_objects_in_one_apply_converge_backwards_too_and_leave_with_their_namespace() {
+    let example = example().await;
+    let manifests = stack::example("01-greeter", &example.images).unwrap();
+    let mut documents: Vec<&str> = manifests.split("---\n").collect();
+    documents.reverse();
+    stack::apply(&example.cluster, ANOTHER, &documents.join("---\n")).await.unwrap();
+    example.wait_until_ready(ANOTHER).await.unwrap();
+
+    example.cluster.kubectl(&["delete", "namespace", ANOTHER, "--wait=false"]).await.unwrap();
+    wait::until("the namespace is gone", Duration::from_secs(120), async || {
+        let left = example
+            .cluster
+            .kubectl(&["get", "namespace", ANOTHER, "--ignore-not-found", "-o", "yaml"])
+            .await?;
+        if !left.is_empty() {
+            bail!("it is still there:\n{left}");
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let kept = stack::query(
+        &example.cluster,
+        "postgres",
+        "select count(*) from pg_database where datname like 'demo_backwards%' or datname like 'demo-backwards%'",
+    );
+    assert_ne!(kept.await.unwrap(), "0", "reclaimPolicy Retain lost a database");
+}
+
+#[tokio::test]
+async fn every_object_of_the_example_says_that_it_is_ready() {
+    let example = example().await;
+    let shown = example.cluster.kubectl(&["get", "peristyle", "-n", NAMESPACE]).await.unwrap();
+    for name in ["greeter", "caller", "auth"] {
+        assert!(shown.contains(name), "{shown}");
+    }
+    let hostname =
+        example.cluster.kubectl(&["get", "psvc", "greeter", "-n", NAMESPACE, "-o", "jsonpath={.status.url}"]);
+    assert_eq!(hostname.await.unwrap(), "http://greeter.demo.apps.localhost:8080");
+}
+
+#[tokio::test]
+async fn render_prints_the_children_without_a_cluster_and_the_api_server_takes_them() {
+    let example = example().await;
+    let mut render = Command::new(peristyle().unwrap());
+    render.args(["render", "-n", "rendered", "-f", "examples/01-greeter"]).current_dir(e2e::workspace());
+    render.env_clear();
+    let children = command::output(&mut render).await.unwrap();
+    for kind in [
+        "kind: Deployment",
+        "kind: Service\n",
+        "kind: ServiceAccount",
+        "kind: Job",
+        "kind: IngressRoute",
+        "kind: Middleware",
+    ] {
+        assert!(children.contains(kind), "no {kind} in:\n{children}");
+    }
+    let namespace =
+        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rendered"}});
+    let apply = ["apply", "--server-side", "-f", "-"];
+    example.cluster.kubectl_with_input(&apply, &namespace.to_string()).await.unwrap();
+    // As the operator: nobody else may set the label that the edge loads by.
+    let operator = format!("--as=system:serviceaccount:{SYSTEM_NAMESPACE}:peristyle");
+    let dry_run = ["apply", "--server-side", "--dry-run=server", "-n", "rendered", &operator, "-f", "-"];
+    let said = example.cluster.kubectl_with_input(&dry_run, &children).await;
+    example.cluster.kubectl(&["delete", "namespace", "rendered", "--wait=false"]).await.unwrap();
+    said.unwrap();
+}

@@ -1,0 +1,122 @@
+//! One tenant's credentials open nothing of another's, and stand nowhere but
+//! in their Secret.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use e2e::example::{Example, NAMESPACE};
+use e2e::stack::SYSTEM_NAMESPACE;
+use e2e::state::State;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt, api::ListParams};
+
+async fn example() -> Example {
+    Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
+}
+
+async fn secrets(example: &Example, namespace: &str) -> Result<Vec<Secret>> {
+    let api: Api<Secret> = Api::namespaced(example.cluster.client().await?, namespace);
+    Ok(api.list(&ListParams::default()).await?.items)
+}
+
+fn text(secret: &Secret) -> BTreeMap<String, String> {
+    let data = secret.data.iter().flatten();
+    data.map(|(key, value)| (key.clone(), String::from_utf8_lossy(&value.0).into_owned())).collect()
+}
+
+/// Logs in with the credentials of a Secret, from the server's pod.
+async fn log_in(
+    example: &Example,
+    credentials: &BTreeMap<String, String>,
+    database: &str,
+    sql: &str,
+) -> Result<String> {
+    let of = |key: &str| credentials.get(key).with_context(|| format!("the Secret has no {key}"));
+    let uri = format!("postgresql://{}@{}:{}/{database}", of("username")?, of("host")?, of("port")?);
+    let script = "read -r PGPASSWORD; export PGPASSWORD; exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
+    let arguments = [
+        "exec",
+        "-i",
+        "-n",
+        SYSTEM_NAMESPACE,
+        "postgres-0",
+        "-c",
+        "postgres",
+        "--",
+        "sh",
+        "-c",
+        script,
+        &uri,
+        sql,
+    ];
+    example.cluster.kubectl_with_input(&arguments, &format!("{}\n", of("password")?)).await
+}
+
+#[tokio::test]
+async fn a_role_reaches_its_own_database_and_no_other() {
+    let example = example().await;
+    let all = secrets(&example, NAMESPACE).await.unwrap();
+    let writer = all.iter().find(|s| s.name_any() == "greeter-db").expect("the greeter has credentials");
+    let credentials = text(writer);
+    let database = credentials["database"].clone();
+    let rows =
+        log_in(&example, &credentials, &database, "select count(*) >= 0 from app.greetings").await.unwrap();
+    assert_eq!(rows.trim(), "t", "the control: its own database");
+
+    for other in ["demo_caller", "demo_auth"] {
+        let error =
+            log_in(&example, &credentials, other, "select 1").await.expect_err("a foreign database opened");
+        assert!(format!("{error:#}").contains("permission denied for database"), "{error:#}");
+    }
+    let error = log_in(&example, &credentials, &database, "create table app.mine (a int)").await;
+    assert!(
+        format!("{:#}", error.expect_err("a writer changed the schema"))
+            .contains("permission denied for schema")
+    );
+}
+
+#[tokio::test]
+async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
+    let example = example().await;
+    let mut passwords = Vec::new();
+    for namespace in [NAMESPACE, SYSTEM_NAMESPACE] {
+        for secret in secrets(&example, namespace).await.unwrap() {
+            passwords.extend(
+                text(&secret).remove("password").filter(|p| p.len() > 8).map(|p| (secret.name_any(), p)),
+            );
+        }
+    }
+    assert!(passwords.len() >= 7, "three writers, three owners and the administrator: {}", passwords.len());
+
+    let cluster = &example.cluster;
+    let mut places = vec![(
+        "objects and events".to_owned(),
+        cluster
+            .kubectl(&[
+                "get",
+                "-A",
+                "-o",
+                "yaml",
+                "peristyle,events,configmaps,deployments,statefulsets,jobs,pods,services",
+            ])
+            .await
+            .unwrap(),
+    )];
+    for namespace in [NAMESPACE, SYSTEM_NAMESPACE] {
+        let pods = cluster.kubectl(&["get", "pods", "-n", namespace, "-o", "name"]).await.unwrap();
+        for pod in pods.lines() {
+            let log = cluster.kubectl(&["logs", "-n", namespace, pod, "--all-containers", "--tail=-1"]).await;
+            places.push((pod.to_owned(), log.unwrap_or_default()));
+        }
+    }
+    let statements: usize = places.iter().map(|(_, text)| text.matches("CREATE ROLE").count()).sum();
+    assert!(statements > 0, "the statement log is not among what was read");
+    for (secret, password) in &passwords {
+        let encoded = STANDARD.encode(password);
+        for (place, text) in &places {
+            assert!(!text.contains(password.as_str()), "the password of {secret} stands in {place}");
+            assert!(!text.contains(&encoded), "the password of {secret} stands encoded in {place}");
+        }
+    }
+}

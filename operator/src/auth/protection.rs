@@ -1,0 +1,121 @@
+//! How a route is protected: what the Service controller asks before it
+//! publishes one.
+
+use kube::ResourceExt;
+use peristyle_crds::{
+    condition::Reason,
+    v1alpha1::{AuthClass, Service, service::Expose},
+};
+
+use super::{
+    compile::compile,
+    key::PolicyKey,
+    publications::{Publications, Standing},
+    world::{Snapshot, World},
+};
+use crate::stores::Stores;
+
+/// The protection of one route.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Protection {
+    /// No policy targets the route.
+    None,
+    /// The class has not been looked at since the operator started: keep what
+    /// is served, change nothing.
+    Unknown {
+        /// Name of the policy.
+        policy: String,
+        /// Hash of its compiled rules.
+        hash: String,
+    },
+    /// A policy targets it but its rules are not live.
+    Pending {
+        /// Name of the policy.
+        policy: String,
+        /// Why.
+        reason: Reason,
+        /// What is missing.
+        message: String,
+    },
+    /// Every ready Oathkeeper pod decides by these rules.
+    Live {
+        /// Name of the policy.
+        policy: String,
+        /// Hash of its compiled rules.
+        hash: String,
+        /// Where the edge asks for decisions.
+        decisions_url: String,
+    },
+}
+
+/// The protection of the route `expose` of `service`, from the caches.
+#[must_use]
+pub fn protection(
+    stores: &Stores,
+    publications: &Publications,
+    service: &Service,
+    expose: &Expose,
+) -> Protection {
+    let snapshot = Snapshot::take(stores);
+    let claims = snapshot.claims();
+    decide(&snapshot.world(&claims), publications, service, expose)
+}
+
+/// The protection of the route `expose` of `service` in `world`.
+///
+/// The policy is compiled here and now: rules that an older version of it left
+/// behind never count as its protection.
+#[must_use]
+pub fn decide(
+    world: &World<'_>,
+    publications: &Publications,
+    service: &Service,
+    expose: &Expose,
+) -> Protection {
+    let Some(policy) = world.targeting(service, expose) else {
+        return Protection::None;
+    };
+    let key = PolicyKey::of(policy);
+    let compiled = world.class(policy).and_then(|class| {
+        let uid = class.uid().unwrap_or_default();
+        let namespaces = world.namespaces(class, &publications.refusals(&uid));
+        Ok((class, uid, compile(world, class, &namespaces, policy)?))
+    });
+    let (class, uid, compiled) = match compiled {
+        Ok(compiled) => compiled,
+        Err(rejection) => {
+            return Protection::Pending {
+                policy: key.name,
+                reason: rejection.reason,
+                message: rejection.message,
+            };
+        }
+    };
+    let publication = match publications.get(&uid, &key) {
+        None => {
+            return Protection::Unknown { policy: key.name, hash: compiled.hash };
+        }
+        Some(publication) => publication.filter(|publication| publication.hash == compiled.hash),
+    };
+    match publication.map(|publication| publication.standing) {
+        Some(Standing::Live) => {
+            Protection::Live { policy: key.name, hash: compiled.hash, decisions_url: decisions_url(class) }
+        }
+        Some(Standing::Unknown) => Protection::Unknown { policy: key.name, hash: compiled.hash },
+        Some(Standing::Pending { reason, message }) => {
+            Protection::Pending { policy: key.name, reason, message }
+        }
+        None => Protection::Pending {
+            policy: key.name,
+            reason: Reason::PropagatingRules,
+            message: format!("rules {} are not published yet", compiled.hash),
+        },
+    }
+}
+
+/// Where the edge asks for decisions of `class`.
+#[must_use]
+pub fn decisions_url(class: &AuthClass) -> String {
+    let oathkeeper = &class.spec.oathkeeper;
+    format!("http://{}.{}.svc.cluster.local:4456/decisions", oathkeeper.service, oathkeeper.namespace)
+}

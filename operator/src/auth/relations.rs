@@ -1,0 +1,178 @@
+//! The relation model and the tuples of a policy, checked against the models
+//! of its AuthClass.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use peristyle_crds::{
+    condition::Reason,
+    v1alpha1::{
+        AuthPolicy,
+        auth_policy::{Relation, Tuple},
+    },
+};
+
+use super::{
+    key::PolicyKey,
+    model::{self, Model},
+    rejection::Rejection,
+};
+
+/// Models that Keto refused, by policy: the source that was refused and why.
+pub type Refusals = HashMap<PolicyKey, (String, String)>;
+
+/// A Keto namespace with the policy that declared it first.
+#[derive(Clone, Debug)]
+struct Namespace {
+    owner: PolicyKey,
+    relations: BTreeSet<String>,
+}
+
+/// The namespaces of all models of an AuthClass.
+#[derive(Clone, Debug, Default)]
+pub struct Namespaces {
+    namespaces: BTreeMap<String, Namespace>,
+    models: HashMap<PolicyKey, Result<Model, Rejection>>,
+}
+
+impl Namespaces {
+    /// Settles who owns which namespace: the first of `policies`, which are
+    /// sorted by age. A model that cannot be read, or that Keto refused, owns
+    /// nothing.
+    #[must_use]
+    pub fn settle<'a>(policies: impl IntoIterator<Item = &'a AuthPolicy>, refusals: &Refusals) -> Self {
+        let mut settled = Self::default();
+        for policy in policies {
+            let key = PolicyKey::of(policy);
+            let Some(source) = source(policy) else {
+                continue;
+            };
+            let model = settled.admit(&key, source, refusals);
+            if let Ok(model) = &model {
+                for (name, relations) in &model.classes {
+                    let namespace = Namespace { owner: key.clone(), relations: relations.clone() };
+                    settled.namespaces.insert(name.clone(), namespace);
+                }
+            }
+            settled.models.insert(key, model);
+        }
+        settled
+    }
+
+    fn admit(&self, key: &PolicyKey, source: &str, refusals: &Refusals) -> Result<Model, Rejection> {
+        if let Some((refused, why)) = refusals.get(key)
+            && refused == source
+        {
+            return Err(Rejection::invalid(format!("spec.relations.model: {why}")));
+        }
+        let model = model::parse(source)
+            .map_err(|error| Rejection::invalid(format!("spec.relations.model: {error}")))?;
+        for name in model.classes.keys() {
+            if let Some(namespace) = self.namespaces.get(name) {
+                return Err(Rejection::stalled(
+                    Reason::Conflicted,
+                    format!(
+                        "spec.relations.model: class {name} is declared by the older {}; choose another name",
+                        namespace.owner.told_to(key)
+                    ),
+                ));
+            }
+            if name == "PeristyleNone" {
+                return Err(Rejection::invalid(
+                    "spec.relations.model: class PeristyleNone is reserved; choose another name",
+                ));
+            }
+        }
+        Ok(model)
+    }
+
+    /// The model of `policy`, if it has one.
+    ///
+    /// # Errors
+    /// Why the model is not published.
+    pub fn model(&self, policy: &AuthPolicy) -> Result<Option<&Model>, Rejection> {
+        match self.models.get(&PolicyKey::of(policy)) {
+            Some(Ok(model)) => Ok(Some(model)),
+            Some(Err(rejection)) => Err(rejection.clone()),
+            None => Ok(None),
+        }
+    }
+
+    /// The tuples of `policy`.
+    ///
+    /// # Errors
+    /// When a tuple stands there twice, speaks of a relation that is not
+    /// declared, or of a namespace that belongs to another team.
+    pub fn tuples(&self, policy: &AuthPolicy) -> Result<BTreeSet<Tuple>, Rejection> {
+        let key = PolicyKey::of(policy);
+        let mut tuples = BTreeSet::new();
+        let declared = policy.spec.relations.iter().flat_map(|r| &r.tuples);
+        for (index, tuple) in declared.enumerate() {
+            let field = format!("spec.relations.tuples[{index}]");
+            self.check(&field, &tuple.namespace, &tuple.relation)?;
+            let owner = &self.namespaces[&tuple.namespace].owner;
+            if owner.namespace != key.namespace {
+                return Err(Rejection::invalid(format!(
+                    "{field}.namespace: {:?} belongs to {}; only its own namespace may grant relations in it",
+                    tuple.namespace,
+                    owner.told_to(&key)
+                )));
+            }
+            match (&tuple.subject, &tuple.subject_set) {
+                (Some(_), None) => {}
+                (None, Some(set)) if set.relation.is_empty() => self.declared(&field, &set.namespace)?,
+                (None, Some(set)) => {
+                    self.check(&format!("{field}.subjectSet"), &set.namespace, &set.relation)?;
+                }
+                _ => {
+                    return Err(Rejection::invalid(format!(
+                        "{field}: set exactly one of subject and subjectSet"
+                    )));
+                }
+            }
+            if !tuples.insert(tuple.clone()) {
+                return Err(Rejection::invalid(format!("{field}: stands there twice; remove one")));
+            }
+        }
+        Ok(tuples)
+    }
+
+    /// Checks the relation that a rule asks for.
+    ///
+    /// # Errors
+    /// When no model declares it: Keto would answer an error to every check.
+    pub fn question(&self, rule: &str, relation: &Relation) -> Result<(), Rejection> {
+        let field = format!("spec.rules[{rule}].authorization.relation");
+        self.check(&field, &relation.namespace, &relation.relation)
+    }
+
+    fn declared(&self, field: &str, namespace: &str) -> Result<(), Rejection> {
+        if self.namespaces.contains_key(namespace) {
+            return Ok(());
+        }
+        Err(Rejection::waiting(
+            Reason::ReferenceMissing,
+            format!(
+                "{field}.namespace: no model of the AuthClass declares class {namespace}; declare it in spec.relations.model"
+            ),
+        ))
+    }
+
+    fn check(&self, field: &str, namespace: &str, relation: &str) -> Result<(), Rejection> {
+        self.declared(field, namespace)?;
+        let relations = &self.namespaces[namespace].relations;
+        if relations.contains(relation) {
+            return Ok(());
+        }
+        let known: Vec<&str> = relations.iter().map(String::as_str).collect();
+        Err(Rejection::invalid(format!(
+            "{field}.relation: class {namespace} has no {relation:?}; it has {}",
+            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+        )))
+    }
+}
+
+/// The source of the policy's model.
+#[must_use]
+pub fn source(policy: &AuthPolicy) -> Option<&str> {
+    policy.spec.relations.as_ref()?.model.as_deref()
+}

@@ -1,0 +1,285 @@
+//! Access rules as Oathkeeper 0.40.9 reads them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use peristyle_crds::v1alpha1::auth_policy::{Algorithm, HttpMethod, Relation};
+use regex::Regex;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{
+    matches::{METHODS, word},
+    pattern::{Pattern, alternatives, escape},
+};
+
+/// The release whose rule format this is; Oathkeeper migrates from it.
+const VERSION: &str = "v0.40.9";
+/// The identity header that every allowing rule sets, so that a client's own
+/// never reaches the workload.
+pub const SUBJECT_HEADER: &str = "X-User";
+/// A host that no request has; its rule proves that Oathkeeper decides.
+pub const SENTINEL_HOST: &str = "peristyle.invalid";
+
+/// One access rule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rule {
+    /// Unique over all namespaces; holds a hash of the content, because
+    /// Oathkeeper caches header templates by id and never forgets them.
+    pub id: String,
+    version: &'static str,
+    upstream: Upstream,
+    #[serde(rename = "match")]
+    matches: Match,
+    authenticators: Vec<Authenticator>,
+    authorizer: Authorizer,
+    mutators: Vec<Mutator>,
+    errors: Vec<ErrorHandler>,
+}
+
+/// Not used for decisions; the field must exist.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Upstream {
+    url: String,
+}
+
+/// Which requests the rule decides.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Match {
+    url: String,
+    methods: Vec<HttpMethod>,
+}
+
+/// How the caller proves who it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "handler", content = "config", rename_all = "snake_case")]
+pub enum Authenticator {
+    /// Anyone, whatever the request carries.
+    Noop,
+    /// A JSON Web Token.
+    Jwt(JwtConfig),
+}
+
+/// What a token must satisfy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JwtConfig {
+    /// Key sets of the issuer.
+    pub jwks_urls: Vec<String>,
+    /// `iss`, one of these.
+    pub trusted_issuers: Vec<String>,
+    /// `aud`, all of these.
+    pub target_audience: Vec<String>,
+    /// `alg`, one of these.
+    pub allowed_algorithms: Vec<Algorithm>,
+    /// Where the token stands.
+    pub token_from: TokenFrom,
+}
+
+/// Where the token stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenFrom {
+    /// Name of the header.
+    pub header: &'static str,
+}
+
+/// What the caller must be allowed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "handler", content = "config", rename_all = "snake_case")]
+pub enum Authorizer {
+    /// Nothing more.
+    Allow,
+    /// It never is.
+    Deny,
+    /// What the remote answers 200 to.
+    RemoteJson(RemoteJsonConfig),
+}
+
+/// A question to Keto.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RemoteJsonConfig {
+    remote: String,
+    payload: String,
+    retry: Retry,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Retry {
+    max_delay: &'static str,
+    give_up_after: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "handler", content = "config", rename_all = "snake_case")]
+enum Mutator {
+    Noop,
+    Header { headers: BTreeMap<&'static str, &'static str> },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "handler", rename_all = "snake_case")]
+enum ErrorHandler {
+    Json,
+}
+
+impl Authorizer {
+    /// Asks Keto whether the subject has `relation`.
+    #[must_use]
+    pub fn relation(keto: &str, relation: &Relation) -> Self {
+        Self::RemoteJson(RemoteJsonConfig {
+            remote: format!("{}/relation-tuples/check", keto.trim_end_matches('/')),
+            payload: format!(
+                r#"{{"namespace":{},"object":{},"relation":{},"subject_id":{{{{ print .Subject | toJson }}}}}}"#,
+                quote(&relation.namespace),
+                quote(&relation.object),
+                quote(&relation.relation),
+            ),
+            // 0.40.9 multiplies max_delay by 10^6: this is half a second for
+            // each of five attempts.
+            retry: Retry { max_delay: "500ns", give_up_after: "100ms" },
+        })
+    }
+}
+
+/// `text` as a JSON string that is no template of Go either.
+fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('{', "\\u007b")
+}
+
+/// A URL pattern of Oathkeeper: literal outside of `<>`, .NET's grammar inside.
+#[derive(Clone, Debug)]
+pub struct UrlPattern {
+    host: String,
+    /// Alternatives after the leading slash.
+    paths: String,
+    is_complement: bool,
+}
+
+impl UrlPattern {
+    /// The requests to `host` whose path is in `patterns`.
+    ///
+    /// The host is matched in any case, as Traefik does, and with any port.
+    ///
+    /// # Errors
+    /// When the regular expression does not compile, which would make
+    /// Oathkeeper answer 500 to everything.
+    pub fn within(host: &str, patterns: &BTreeSet<Pattern>) -> Result<Self, regex::Error> {
+        let pattern = Self { host: escape(host), paths: alternatives(patterns), is_complement: false };
+        pattern.regex()?;
+        Ok(pattern)
+    }
+
+    /// The requests to `host` whose path is not in `patterns`.
+    #[must_use]
+    pub fn outside(host: &str, patterns: &BTreeSet<Pattern>) -> Self {
+        Self { host: escape(host), paths: alternatives(patterns), is_complement: !patterns.is_empty() }
+    }
+
+    /// What Oathkeeper matches, in the grammar of the crate `regex`; for a
+    /// complement, what it does not match.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn regex(&self) -> Result<Regex, regex::Error> {
+        Regex::new(&format!("^(?:https?)://(?:(?i:{}))(?:(?::[0-9]+)?)/(?:{})$", self.host, self.paths))
+    }
+
+    fn render(&self) -> String {
+        let paths = match (self.is_complement, self.paths.as_str()) {
+            (true, paths) => format!("(?!(?:{paths})$).*"),
+            (false, "") => ".*".to_owned(),
+            (false, paths) => paths.to_owned(),
+        };
+        format!("<https?>://<(?i:{})><(?::[0-9]+)?>/<{paths}>", self.host)
+    }
+}
+
+/// What a rule does with the requests it matches.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// How the caller proves who it is.
+    pub authenticator: Authenticator,
+    /// What it must be allowed.
+    pub authorizer: Authorizer,
+}
+
+impl Decision {
+    /// Refuses everyone with 403, with or without credentials.
+    #[must_use]
+    pub const fn deny() -> Self {
+        Self { authenticator: Authenticator::Noop, authorizer: Authorizer::Deny }
+    }
+
+    /// Allows everyone. A token that is sent all the same is not looked at.
+    #[must_use]
+    pub const fn public() -> Self {
+        Self { authenticator: Authenticator::Noop, authorizer: Authorizer::Allow }
+    }
+
+    fn mutator(&self) -> Mutator {
+        // `noop` would echo the request's headers: it only stands where nobody passes.
+        let subject = match (&self.authorizer, &self.authenticator) {
+            (Authorizer::Deny, _) => return Mutator::Noop,
+            (_, Authenticator::Noop) => "",
+            (_, Authenticator::Jwt(_)) => "{{ print .Subject }}",
+        };
+        Mutator::Header { headers: [(SUBJECT_HEADER, subject)].into() }
+    }
+}
+
+impl Rule {
+    /// A rule called `name` with the hash of its content at the end.
+    #[must_use]
+    pub fn new(name: &str, methods: Vec<HttpMethod>, url: &UrlPattern, decision: Decision) -> Self {
+        let mutator = decision.mutator();
+        let mut rule = Self {
+            id: String::new(),
+            version: VERSION,
+            upstream: Upstream::default(),
+            matches: Match { url: url.render(), methods },
+            authenticators: vec![decision.authenticator],
+            authorizer: decision.authorizer,
+            mutators: vec![mutator],
+            errors: vec![ErrorHandler::Json],
+        };
+        rule.id = format!("{name}.{}", hash([&rule], 10));
+        rule
+    }
+
+    /// The rule that makes the file never empty. `GET /health/ready` needs one
+    /// rule, and a decision about its host proves that every pattern compiles.
+    #[must_use]
+    pub fn sentinel() -> Self {
+        let url = UrlPattern::outside(SENTINEL_HOST, &BTreeSet::new());
+        Self::new("peristyle", METHODS.to_vec(), &url, Decision::deny())
+    }
+
+    /// The URL pattern.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.matches.url
+    }
+
+    /// The methods, as they stand in a request.
+    pub fn methods(&self) -> impl Iterator<Item = &'static str> {
+        self.matches.methods.iter().copied().map(word)
+    }
+}
+
+/// The first `digits` hexadecimal digits of the SHA-256 of `rules`.
+#[must_use]
+pub fn hash<'a>(rules: impl IntoIterator<Item = &'a Rule>, digits: usize) -> String {
+    let mut hasher = Sha256::new();
+    for rule in rules {
+        hasher.update(text(rule));
+        hasher.update([0]);
+    }
+    let mut hash = hex::encode(hasher.finalize());
+    hash.truncate(digits);
+    hash
+}
+
+/// The rule as JSON. A rule is made of strings, lists and maps with string
+/// keys, which always encode.
+#[must_use]
+pub fn text(rule: &Rule) -> String {
+    serde_json::to_string(rule).unwrap_or_default()
+}

@@ -1,0 +1,247 @@
+//! Everything that decides what a policy governs, seen at one moment.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{ResourceExt, core::PartialObjectMeta};
+use peristyle_crds::{
+    class,
+    condition::Reason,
+    v1alpha1::{
+        AuthClass, AuthPolicy, EdgeClass, Service,
+        auth_policy::Target,
+        service::{AuthMode, Expose},
+    },
+};
+
+use super::{
+    key::{PolicyKey, age},
+    rejection::Rejection,
+    relations::{Namespaces, Refusals},
+};
+use crate::{
+    edge::claims::{Claims, ServiceKey},
+    stores::Stores,
+};
+
+/// A copy of the caches; cheap, the objects are shared.
+pub struct Snapshot {
+    policies: Vec<Arc<AuthPolicy>>,
+    classes: Vec<Arc<AuthClass>>,
+    services: Vec<Arc<Service>>,
+    edge_classes: Vec<Arc<EdgeClass>>,
+    namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
+}
+
+impl Snapshot {
+    /// What the caches hold now.
+    #[must_use]
+    pub fn take(stores: &Stores) -> Self {
+        Self {
+            policies: stores.auth_policies.store().state(),
+            classes: stores.auth_classes.store().state(),
+            services: stores.services.store().state(),
+            edge_classes: stores.edge_classes.store().state(),
+            namespaces: stores.namespaces.store().state(),
+        }
+    }
+
+    /// The owner of every host.
+    #[must_use]
+    pub fn claims(&self) -> Claims<'_> {
+        Claims::settle(
+            self.services.iter().map(|o| &**o),
+            self.edge_classes.iter().map(|o| &**o),
+            self.namespaces.iter().map(|o| &**o),
+        )
+    }
+
+    /// The world of these objects.
+    #[must_use]
+    pub fn world<'a>(&'a self, claims: &'a Claims<'a>) -> World<'a> {
+        World::new(
+            self.policies.iter().map(|o| &**o),
+            self.classes.iter().map(|o| &**o),
+            self.services.iter().map(|o| &**o),
+            claims,
+        )
+    }
+}
+
+/// What a policy governs.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Territory {
+    /// Hosts that belong to the targeted Services.
+    pub hosts: BTreeSet<String>,
+    /// Targets that do not exist.
+    pub missing: Vec<String>,
+    /// Targeted routes, whether or not a host belongs to them.
+    pub routes: usize,
+}
+
+/// Policies with the classes, Services and hosts around them.
+pub struct World<'a> {
+    /// Oldest first.
+    policies: Vec<&'a AuthPolicy>,
+    classes: Vec<&'a AuthClass>,
+    services: HashMap<ServiceKey, &'a Service>,
+    claims: &'a Claims<'a>,
+    /// The oldest policy that targets each host. Two policies for one host
+    /// would be two rules for one request, which Oathkeeper answers with 500;
+    /// it does not see EdgeClasses, hence one owner over all of them.
+    governors: HashMap<String, PolicyKey>,
+}
+
+impl<'a> World<'a> {
+    /// Settles which policy governs which host. A policy that is being deleted
+    /// governs nothing; an invalid one keeps its hosts closed.
+    #[must_use]
+    pub fn new(
+        policies: impl IntoIterator<Item = &'a AuthPolicy>,
+        classes: impl IntoIterator<Item = &'a AuthClass>,
+        services: impl IntoIterator<Item = &'a Service>,
+        claims: &'a Claims<'a>,
+    ) -> Self {
+        let mut policies: Vec<&AuthPolicy> =
+            policies.into_iter().filter(|policy| policy.metadata.deletion_timestamp.is_none()).collect();
+        policies.sort_by_cached_key(|policy| age(policy));
+        let mut world = Self {
+            policies,
+            classes: classes.into_iter().collect(),
+            services: services.into_iter().map(|s| (ServiceKey::of(s), s)).collect(),
+            claims,
+            governors: HashMap::new(),
+        };
+        for policy in world.policies.clone() {
+            for host in world.territory(policy).hosts {
+                world.governors.entry(host).or_insert_with(|| PolicyKey::of(policy));
+            }
+        }
+        world
+    }
+
+    /// All policies, oldest first.
+    #[must_use]
+    pub fn policies(&self) -> &[&'a AuthPolicy] {
+        &self.policies
+    }
+
+    /// The class of `policy`.
+    ///
+    /// # Errors
+    /// When no class can be chosen.
+    pub fn class(&self, policy: &AuthPolicy) -> Result<&'a AuthClass, Rejection> {
+        Ok(class::choose(self.classes.iter().copied(), policy.spec.class_name.as_deref())?)
+    }
+
+    /// The policies of `class`, oldest first.
+    pub fn of_class(&self, class: &AuthClass) -> impl Iterator<Item = &'a AuthPolicy> {
+        let uid = class.uid();
+        self.policies
+            .iter()
+            .copied()
+            .filter(move |policy| self.class(policy).is_ok_and(|class| class.uid() == uid))
+    }
+
+    /// The namespaces of the models of `class`.
+    #[must_use]
+    pub fn namespaces(&self, class: &AuthClass, refusals: &Refusals) -> Namespaces {
+        Namespaces::settle(self.of_class(class), refusals)
+    }
+
+    /// What `policy` targets, whoever governs it.
+    #[must_use]
+    pub fn territory(&self, policy: &AuthPolicy) -> Territory {
+        let mut territory = Territory::default();
+        for target in &policy.spec.targets {
+            let key = ServiceKey {
+                namespace: policy.namespace().unwrap_or_default(),
+                name: target.service.clone(),
+            };
+            let Some(service) = self.services.get(&key) else {
+                territory.missing.push(format!("Service {}", target.service));
+                continue;
+            };
+            if let Some(name) = &target.expose
+                && !service.spec.expose.iter().any(|expose| expose.name == *name)
+            {
+                territory.missing.push(format!("expose {name} of Service {}", target.service));
+            }
+            for expose in service.spec.expose.iter().filter(|expose| aims(target, expose)) {
+                territory.routes += 1;
+                if let Ok(hosts) = self.claims.hosts(service, expose) {
+                    territory.hosts.extend(hosts.granted);
+                }
+            }
+        }
+        territory
+    }
+
+    /// The oldest policy that targets the route.
+    #[must_use]
+    pub fn targeting(&self, service: &Service, expose: &Expose) -> Option<&'a AuthPolicy> {
+        let name = service.name_any();
+        self.policies.iter().copied().find(|policy| {
+            policy.namespace() == service.namespace()
+                && policy.spec.targets.iter().any(|target| target.service == name && aims(target, expose))
+        })
+    }
+
+    /// Checks that `policy` may govern all of `territory`.
+    ///
+    /// # Errors
+    /// When nothing of it exists, an older policy governs a host, or it names a
+    /// route that is open to everyone.
+    pub fn admit(&self, policy: &AuthPolicy, territory: &Territory) -> Result<(), Rejection> {
+        let me = PolicyKey::of(policy);
+        for (index, target) in policy.spec.targets.iter().enumerate() {
+            let key = ServiceKey { namespace: me.namespace.clone(), name: target.service.clone() };
+            let exposes = self.services.get(&key).map_or(&[][..], |s| s.spec.expose.as_slice());
+            if exposes.iter().any(|expose| {
+                target.expose.as_deref() == Some(expose.name.as_str())
+                    && expose.auth_mode() == AuthMode::Public
+            }) {
+                return Err(Rejection::invalid(format!(
+                    "spec.targets[{index}].expose: {:?} of Service {} is Public; remove the target or set its auth.mode to Required",
+                    target.expose.as_deref().unwrap_or_default(),
+                    target.service
+                )));
+            }
+        }
+        if let Some((host, governor)) = territory
+            .hosts
+            .iter()
+            .filter_map(|host| Some((host, self.governors.get(host)?)))
+            .find(|(_, governor)| **governor != me)
+        {
+            return Err(Rejection::stalled(
+                Reason::Conflicted,
+                format!(
+                    "spec.targets: host {host:?} is governed by {}, which is older; remove the target from one of the two",
+                    governor.told_to(&me)
+                ),
+            ));
+        }
+        if territory.routes == 0 && !territory.missing.is_empty() {
+            return Err(Rejection::waiting(Reason::TargetNotFound, territory.not_found()));
+        }
+        Ok(())
+    }
+}
+
+impl Territory {
+    /// Says which targets do not exist.
+    #[must_use]
+    pub fn not_found(&self) -> String {
+        format!("spec.targets: {} not found in this namespace", self.missing.join(", "))
+    }
+}
+
+/// Whether `target`, which names the Service, means this route of it.
+fn aims(target: &Target, expose: &Expose) -> bool {
+    expose.auth_mode() == AuthMode::Required
+        && target.expose.as_deref().is_none_or(|name| name == expose.name)
+}

@@ -1,0 +1,4 @@
+//! The commands besides `run`, one module each.
+
+pub mod edge_errors;
+pub mod render;

@@ -1,0 +1,2 @@
+drop table signing_keys;
+drop table users;
