@@ -1,5 +1,6 @@
-//! Clients of the systems around the cluster.
+//! Clients of the systems that the operator configures.
 
-pub mod http;
+mod http;
 pub mod keto;
 pub mod oathkeeper;
+pub mod postgres;
