@@ -1,8 +1,5 @@
 //! From YAML to children, by the functions that the operator uses itself.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may fail by panicking, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use peristyle::commands::render::{Rendered, input::Input, render};
 use rstest::rstest;

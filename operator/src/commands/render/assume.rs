@@ -54,10 +54,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         missing: Vec::new(),
         exposes: exposes(input, service).into_iter().collect(),
         // Which pods answer is the cluster's matter.
-        edge_errors: Some(EdgeErrors {
-            address_type: "IPv4".to_owned(),
-            addresses: Vec::new(),
-        }),
+        edge_errors: Some(EdgeErrors { address_type: "IPv4".to_owned(), addresses: Vec::new() }),
         has_traefik: true,
     }
 }
