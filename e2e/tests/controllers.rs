@@ -115,12 +115,23 @@ impl Bench {
         Ok(self.routes().list(&ours).await?.iter().map(ResourceExt::name_any).collect())
     }
 
-    async fn ready_reason(&self, name: &str) -> Result<(String, String)> {
+    /// What changes when somebody writes one of the children.
+    async fn versions(&self, name: &str) -> Result<Vec<(String, Option<String>)>> {
+        // A Deployment's resource version moves with its status.
+        let generation = self.api::<Deployment>().get(name).await?.metadata.generation;
+        let mut versions = vec![("Deployment".to_owned(), generation.map(|generation| generation.to_string()))];
+        versions.push(("Service".to_owned(), self.api::<CoreService>().get(name).await?.resource_version()));
+        let routes = self.routes().list(&ListParams::default()).await?;
+        versions.extend(routes.iter().map(|route| (route.name_any(), route.resource_version())));
+        Ok(versions)
+    }
+
+    /// Reason and message of a condition.
+    async fn condition(&self, name: &str, type_: &str) -> Result<(String, String)> {
         let service = self.api::<Service>().get(name).await?;
         let status = service.status.context("no status yet")?;
-        let ready =
-            status.conditions.iter().find(|c| c.type_ == "Ready").context("no Ready condition yet")?;
-        Ok((ready.reason.clone(), ready.message.clone()))
+        let found = status.conditions.iter().find(|c| c.type_ == type_).context("no such condition yet")?;
+        Ok((found.reason.clone(), found.message.clone()))
     }
 }
 
