@@ -103,7 +103,7 @@ the ConfigMaps as soon as there is an AuthClass.
   - {name: PERISTYLE_LOG, value: {{ .root.Values.agent.log | quote }}}
   ports:
   - {name: agent, containerPort: 8081}
-  startupProbe: {httpGet: {path: /filez, port: agent}, periodSeconds: 1, failureThreshold: 3600}
+  startupProbe: {httpGet: {path: /filez, port: agent}, periodSeconds: 2, failureThreshold: 1800}
   readinessProbe: {httpGet: {path: /readyz, port: agent}, periodSeconds: 2}
   resources: {{- toYaml .root.Values.agent.resources | nindent 4 }}
   {{- include "stack.containerSecurity" . | nindent 2 }}
