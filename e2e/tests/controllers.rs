@@ -9,6 +9,7 @@ use e2e::{command, control_plane::ControlPlane, stack, wait};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Namespace, Service as CoreService, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -58,6 +59,14 @@ impl Bench {
                      "hosts": {"template": "{service}.{namespace}.example.com"}}
         }))?;
         Api::<EdgeClass>::all(client.clone()).create(&PostParams::default(), &class).await?;
+        // Stands for the pods of edge-errors, which no node runs here.
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "edge-errors", "labels": {"kubernetes.io/service-name": "edge-errors"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]
+        }))?;
+        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), stack::SYSTEM_NAMESPACE);
+        slices.create(&PostParams::default(), &slice).await?;
         let mut bench = Self { client, operator: None, plane };
         bench.operate("first").await?;
         Ok(bench)
