@@ -43,6 +43,8 @@ async fn a_stream_that_runs_at_the_end_is_finished_and_no_new_call_begins() {
             .is_err()
     })
     .await;
+    let (status, text) = app.get("/readyz").await;
+    assert!(status == 503 && text.contains("draining"), "{status} {text}");
     assert_eq!(stream.message().await.unwrap().unwrap().part, 2);
     assert_eq!(stream.message().await.unwrap().unwrap().part, 3);
     assert!(stream.message().await.unwrap().is_none());
