@@ -1,8 +1,5 @@
 //! The error backend as the edge talks to it: HTTP/2 without TLS, and HTTP/1.1.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may fail by panicking, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::net::SocketAddr;
 
@@ -35,9 +32,7 @@ fn request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
 async fn over_h2c(request: Request<Empty<Bytes>>) -> Response<Incoming> {
     let stream = TcpStream::connect(serve().await).await.unwrap();
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender.send_request(request).await.unwrap()
 }
@@ -45,9 +40,7 @@ async fn over_h2c(request: Request<Empty<Bytes>>) -> Response<Incoming> {
 async fn over_http1(mut request: Request<Empty<Bytes>>) -> Response<Incoming> {
     *request.uri_mut() = request.uri().path().parse().unwrap();
     let stream = TcpStream::connect(serve().await).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender.send_request(request).await.unwrap()
 }
@@ -101,10 +94,7 @@ async fn a_fence_tells_grpc_clients_that_the_route_is_unavailable(
     #[case] path: &str,
     #[case] content_type: &str,
 ) {
-    let headers = [
-        ("content-type", content_type),
-        ("x-forwarded-host", "orders.test"),
-    ];
+    let headers = [("content-type", content_type), ("x-forwarded-host", "orders.test")];
     let response = over_h2c(request(path, &headers)).await;
     assert_eq!(response.status(), 200);
     assert_eq!(header(&response, "grpc-status"), "14");
@@ -121,10 +111,7 @@ async fn a_fence_tells_grpc_clients_that_the_route_is_unavailable(
 async fn no_path_answers_another_client_with_success(#[case] path: &str, #[case] content_type: Option<&str>) {
     let mut headers = vec![("x-forwarded-host", "orders.test")];
     headers.extend(content_type.map(|value| ("content-type", value)));
-    for response in [
-        over_h2c(request(path, &headers)).await,
-        over_http1(request(path, &headers)).await,
-    ] {
+    for response in [over_h2c(request(path, &headers)).await, over_http1(request(path, &headers)).await] {
         assert_eq!(response.status(), 503, "{path}");
         assert!(!response.headers().contains_key("grpc-status"));
     }

@@ -1,8 +1,5 @@
 //! What must hold for the routes of every spec, whatever the policies say.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may fail by panicking, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,36 +37,24 @@ const DECISIONS: &str = "http://oathkeeper-api.auth.svc.cluster.local:4456/decis
 fn protection() -> impl Strategy<Value = RouteProtection> {
     prop_oneof![
         Just(RouteProtection::None),
-        Just(RouteProtection::Unknown {
-            hash: "h1".to_owned()
-        }),
+        Just(RouteProtection::Unknown { hash: "h1".to_owned() }),
         Just(RouteProtection::Pending {
             reason: Reason::PropagatingRules,
             message: "1 of 2 pods".to_owned()
         }),
-        Just(RouteProtection::Live {
-            hash: "h1".to_owned(),
-            decisions_url: DECISIONS.to_owned()
-        }),
+        Just(RouteProtection::Live { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() }),
     ]
 }
 
 fn serving() -> impl Strategy<Value = Option<Guard>> {
-    let decided = |hash: &str| Guard::Decided {
-        decisions_url: DECISIONS.to_owned(),
-        hash: hash.to_owned(),
-    };
+    let decided = |hash: &str| Guard::Decided { decisions_url: DECISIONS.to_owned(), hash: hash.to_owned() };
     select(vec![None, Some(decided("h1")), Some(decided("h0"))])
 }
 
 fn path() -> impl Strategy<Value = PathMatch> {
     (any::<bool>(), "(/[a-c]{1,2}){0,3}/?").prop_map(|(is_prefix, text)| {
         let text = if text.is_empty() { "/".to_owned() } else { text };
-        let (prefix, exact) = if is_prefix {
-            (Some(text), None)
-        } else {
-            (None, Some(text))
-        };
+        let (prefix, exact) = if is_prefix { (Some(text), None) } else { (None, Some(text)) };
         PathMatch { prefix, exact }
     })
 }
@@ -112,10 +97,8 @@ fn expose() -> impl Strategy<Value = (Expose, ExposeView)> {
 fn world() -> impl Strategy<Value = (Service, Observed)> {
     let name = "[a-z]([-a-z0-9]{0,48}[a-z0-9])?";
     (name, vec(expose(), 0..5)).prop_map(|(name, entries)| {
-        let by_name: BTreeMap<String, (Expose, ExposeView)> = entries
-            .into_iter()
-            .map(|entry| (entry.0.name.clone(), entry))
-            .collect();
+        let by_name: BTreeMap<String, (Expose, ExposeView)> =
+            entries.into_iter().map(|entry| (entry.0.name.clone(), entry)).collect();
         let mut service = Service::new(&name, peristyle_crds::v1alpha1::ServiceSpec::default());
         service.metadata.namespace = Some("shop".to_owned());
         service.metadata.uid = Some("uid".to_owned());
@@ -125,16 +108,10 @@ fn world() -> impl Strategy<Value = (Service, Observed)> {
             protocol: Some(protocol),
             service_port: None,
         };
-        service.spec.ports = vec![
-            port("grpc", 50051, Protocol::Grpc),
-            port("http", 8080, Protocol::Http),
-        ];
+        service.spec.ports = vec![port("grpc", 50051, Protocol::Grpc), port("http", 8080, Protocol::Http)];
         service.spec.expose = by_name.values().map(|(expose, _)| expose.clone()).collect();
         let observed = Observed {
-            exposes: by_name
-                .into_iter()
-                .map(|(name, (_, view))| (name, view))
-                .collect(),
+            exposes: by_name.into_iter().map(|(name, (_, view))| (name, view)).collect(),
             edge_errors: Some(EdgeErrors::default()),
             has_traefik: true,
             ..Observed::default()
@@ -360,9 +337,7 @@ fn namespaces_and_names_that_run_together_give_different_objects_at_the_edge() {
         service.metadata.namespace = Some(namespace.to_owned());
         service.spec.expose = vec![Expose {
             name: "public".to_owned(),
-            auth: Some(ExposeAuth {
-                mode: AuthMode::Public,
-            }),
+            auth: Some(ExposeAuth { mode: AuthMode::Public }),
             ..Expose::default()
         }];
         let view = ExposeView::Served {

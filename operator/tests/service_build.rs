@@ -1,8 +1,5 @@
 //! From YAML to children, by the functions that the operator uses itself.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may fail by panicking, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use peristyle::commands::render::{Rendered, input::Input, render};
 use rstest::rstest;
@@ -14,10 +11,7 @@ fn rendered(text: &str) -> Vec<(String, Result<Rendered, String>)> {
     services
         .map(|service| {
             let name = service.metadata.name.clone().unwrap();
-            (
-                name,
-                render(&input, service, 2).map_err(|error| error.to_string()),
-            )
+            (name, render(&input, service, 2).map_err(|error| error.to_string()))
         })
         .collect()
 }
@@ -113,44 +107,25 @@ fn a_contradiction_is_refused_with_field_value_and_remedy(#[case] spec: &str, #[
 )]
 fn a_route_that_cannot_be_served_is_withheld_and_says_why(#[case] spec: &str, #[case] message: &str) {
     let rendered = one(&service(spec)).unwrap();
-    assert!(
-        rendered.problems.iter().any(|problem| problem == message),
-        "{:#?}",
-        rendered.problems
-    );
+    assert!(rendered.problems.iter().any(|problem| problem == message), "{:#?}", rendered.problems);
 }
 
 #[test]
 fn without_a_policy_the_only_route_is_one_that_refuses() {
     let rendered = one(&service("expose: [{name: x}]")).unwrap();
-    let routes: Vec<_> = rendered
-        .objects
-        .iter()
-        .filter(|object| object["kind"] == "IngressRoute")
-        .collect();
+    let routes: Vec<_> = rendered.objects.iter().filter(|object| object["kind"] == "IngressRoute").collect();
     assert_eq!(routes.len(), 1);
     for router in routes[0]["spec"]["routes"].as_array().unwrap() {
         assert_eq!(router["services"][0]["name"], "orders-edge-errors");
     }
-    assert!(
-        !rendered
-            .objects
-            .iter()
-            .any(|object| object["kind"] == "Middleware")
-    );
+    assert!(!rendered.objects.iter().any(|object| object["kind"] == "Middleware"));
 }
 
 #[test]
 fn the_user_may_name_the_service_for_telemetry() {
     let rendered = one(&service("env: [{name: OTEL_SERVICE_NAME, value: mine}]")).unwrap();
-    let deployment = rendered
-        .objects
-        .iter()
-        .find(|object| object["kind"] == "Deployment")
-        .unwrap();
-    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-        .as_array()
-        .unwrap();
+    let deployment = rendered.objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
     let values: Vec<_> = env.iter().filter(|v| v["name"] == "OTEL_SERVICE_NAME").collect();
     assert_eq!(values.len(), 1);
     assert_eq!(values[0]["value"], "mine");
@@ -159,25 +134,13 @@ fn the_user_may_name_the_service_for_telemetry() {
 #[test]
 fn pods_of_hooks_are_not_selected_by_the_deployment_or_the_core_service() {
     let rendered = one(&service("hooks: {preRollout: [{name: m, command: [a]}]}")).unwrap();
-    let find = |kind: &str| {
-        rendered
-            .objects
-            .iter()
-            .find(|object| object["kind"] == kind)
-            .unwrap()
-    };
-    let labels = find("Job")["spec"]["template"]["metadata"]["labels"]
-        .as_object()
-        .unwrap();
-    for selector in [
-        &find("Deployment")["spec"]["selector"]["matchLabels"],
-        &find("Service")["spec"]["selector"],
-    ] {
+    let find = |kind: &str| rendered.objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let labels = find("Job")["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+    for selector in
+        [&find("Deployment")["spec"]["selector"]["matchLabels"], &find("Service")["spec"]["selector"]]
+    {
         let selector = selector.as_object().unwrap();
-        assert!(
-            selector.iter().any(|(key, value)| labels.get(key) != Some(value)),
-            "{selector:?}"
-        );
+        assert!(selector.iter().any(|(key, value)| labels.get(key) != Some(value)), "{selector:?}");
     }
 }
 
@@ -185,27 +148,16 @@ fn pods_of_hooks_are_not_selected_by_the_deployment_or_the_core_service() {
 fn a_hook_runs_again_for_another_image_or_command_and_only_then() {
     let job = |spec: &str| {
         let rendered = one(&service(spec)).unwrap();
-        let job = rendered
-            .objects
-            .into_iter()
-            .find(|object| object["kind"] == "Job")
-            .unwrap();
+        let job = rendered.objects.into_iter().find(|object| object["kind"] == "Job").unwrap();
         job["metadata"]["name"].as_str().unwrap().to_owned()
     };
     let hook = "hooks: {preRollout: [{name: m, command: [a, b]}]}";
     let first = job(hook);
-    assert_eq!(
-        first,
-        job(&format!("replicas: 7, env: [{{name: X, value: v}}], {hook}"))
-    );
+    assert_eq!(first, job(&format!("replicas: 7, env: [{{name: X, value: v}}], {hook}")));
     assert_ne!(first, job("hooks: {preRollout: [{name: m, command: [ab]}]}"));
     assert_ne!(first, job("hooks: {preRollout: [{name: o, command: [a, b]}]}"));
     let other = service(hook).replace("image: x", "image: z");
     let rendered = one(&other).unwrap();
-    let job = rendered
-        .objects
-        .into_iter()
-        .find(|object| object["kind"] == "Job")
-        .unwrap();
+    let job = rendered.objects.into_iter().find(|object| object["kind"] == "Job").unwrap();
     assert_ne!(first, job["metadata"]["name"].as_str().unwrap());
 }

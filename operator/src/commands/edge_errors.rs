@@ -47,10 +47,7 @@ pub async fn run(settings: EdgeErrors) -> anyhow::Result<()> {
 
 /// What is served.
 pub fn router() -> Router {
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/grpc/{status}", any(refused))
-        .fallback(fence)
+    Router::new().route("/healthz", get(healthz)).route("/grpc/{status}", any(refused)).fallback(fence)
 }
 
 /// A probe is answered, a client that came through the edge is not: no
@@ -75,10 +72,9 @@ async fn fence(request: Request) -> Response<Body> {
     }
     let mut response = Response::new(Body::from("route unavailable\n"));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -127,14 +123,8 @@ fn grpc((code, message): (Code, &'static str)) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     response.headers_mut().extend([
         (header::CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
-        (
-            header::HeaderName::from_static("grpc-status"),
-            HeaderValue::from(code as u16),
-        ),
-        (
-            header::HeaderName::from_static("grpc-message"),
-            HeaderValue::from_static(message),
-        ),
+        (header::HeaderName::from_static("grpc-status"), HeaderValue::from(code as u16)),
+        (header::HeaderName::from_static("grpc-message"), HeaderValue::from_static(message)),
     ]);
     response
 }

@@ -54,9 +54,7 @@ pub fn run(settings: &Render) -> anyhow::Result<()> {
         for file in yaml_files(path)? {
             let text = std::fs::read_to_string(&file)
                 .with_context(|| format!("failed to read {}", file.display()))?;
-            input
-                .add(&text, &settings.namespace)
-                .with_context(|| format!("{}", file.display()))?;
+            input.add(&text, &settings.namespace).with_context(|| format!("{}", file.display()))?;
         }
     }
     let mut out = std::io::stdout().lock();
@@ -136,10 +134,6 @@ pub fn render(input: &Input, service: &Service, default_replicas: i32) -> Result
     });
     Ok(Rendered {
         objects: objects.collect(),
-        problems: routes
-            .problems
-            .into_iter()
-            .map(|problem| problem.message)
-            .collect(),
+        problems: routes.problems.into_iter().map(|problem| problem.message).collect(),
     })
 }

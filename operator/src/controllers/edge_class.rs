@@ -60,11 +60,7 @@ where
 {
     let classes = classes.clone();
     let all = move |_| {
-        let all: Vec<_> = classes
-            .state()
-            .iter()
-            .map(|class| ObjectRef::from_obj(&**class))
-            .collect();
+        let all: Vec<_> = classes.state().iter().map(|class| ObjectRef::from_obj(&**class)).collect();
         futures::stream::iter(all)
     };
     watched.changes().flat_map(all).boxed()
@@ -146,18 +142,10 @@ mod tests {
 
     #[test]
     fn a_template_that_yields_no_host_name_is_refused_with_field_value_and_remedy() {
-        for template in [
-            "{service}..{namespace}",
-            "-{service}.{namespace}",
-            "{service}.{namespace}.{zone}",
-        ] {
+        for template in ["{service}..{namespace}", "-{service}.{namespace}", "{service}.{namespace}.{zone}"] {
             let finding = standing(&class("c", true, template), true);
             assert_eq!(finding.reason, Reason::Invalid);
-            assert!(
-                finding.message.starts_with("spec.hosts.template: "),
-                "{}",
-                finding.message
-            );
+            assert!(finding.message.starts_with("spec.hosts.template: "), "{}", finding.message);
         }
     }
 

@@ -53,10 +53,9 @@ impl Guard {
     #[must_use]
     pub fn required(protection: &RouteProtection, serving: Option<&Self>) -> Self {
         match (protection, serving) {
-            (RouteProtection::Live { hash, decisions_url }, _) => Self::Decided {
-                decisions_url: decisions_url.clone(),
-                hash: hash.clone(),
-            },
+            (RouteProtection::Live { hash, decisions_url }, _) => {
+                Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() }
+            }
             (RouteProtection::Unknown { hash }, Some(serving @ Self::Decided { hash: served, .. }))
                 if hash == served =>
             {
@@ -90,9 +89,7 @@ impl Host {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if text.len() <= 253 && text.split('.').all(is_label) {
             return Ok(Self(text.to_owned()));

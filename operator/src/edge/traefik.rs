@@ -41,13 +41,7 @@ impl Edge {
 
     /// Adds the objects of another route.
     pub fn extend(&mut self, other: Self) {
-        let Self {
-            transports,
-            middlewares,
-            fences,
-            children,
-            parents,
-        } = other;
+        let Self { transports, middlewares, fences, children, parents } = other;
         self.transports.extend(transports);
         self.middlewares.extend(middlewares);
         self.fences.extend(fences);
@@ -73,18 +67,12 @@ impl Edge {
         // Routers of a root all lead to the same, and nothing stands before them.
         let is_root = wanted.spec.parent_refs.is_empty();
         let shared = first.middlewares.iter().filter(|middleware| {
-            wanted
-                .spec
-                .routes
-                .iter()
-                .all(|router| router.middlewares.contains(middleware))
+            wanted.spec.routes.iter().all(|router| router.middlewares.contains(middleware))
         });
         let shared: Vec<_> = shared.collect();
         live.spec.routes.iter().any(|router| {
             (is_root && router.services != first.services)
-                || shared
-                    .iter()
-                    .any(|middleware| !router.middlewares.contains(middleware))
+                || shared.iter().any(|middleware| !router.middlewares.contains(middleware))
         })
     }
 }
@@ -96,10 +84,7 @@ pub fn guard(parent: &IngressRoute, authn: &Middleware) -> Option<Guard> {
     let hash = parent.annotations().get(POLICY_HASH_ANNOTATION)?.clone();
     let decisions_url = authn.spec.forward_auth.as_ref()?.address.clone();
     let name = authn.name_any();
-    let is_everywhere = parent
-        .spec
-        .routes
-        .iter()
-        .all(|router| router.middlewares.iter().any(|m| m.name == name));
+    let is_everywhere =
+        parent.spec.routes.iter().all(|router| router.middlewares.iter().any(|m| m.name == name));
     is_everywhere.then_some(Guard::Decided { decisions_url, hash })
 }

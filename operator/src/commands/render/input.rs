@@ -62,19 +62,9 @@ impl Input {
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(text).map_err(|error| Error::Yaml(error.to_string()))?;
         for (index, value) in documents.into_iter().enumerate() {
-            let text = |key: &str| {
-                value
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-                    .to_owned()
-            };
-            let document = Document {
-                number: index + 1,
-                api_version: text("apiVersion"),
-                kind: text("kind"),
-                value,
-            };
+            let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let document =
+                Document { number: index + 1, api_version: text("apiVersion"), kind: text("kind"), value };
             self.add_document(document, namespace)?;
         }
         Ok(())
@@ -112,19 +102,12 @@ struct Document {
 impl Document {
     fn parse<K: DeserializeOwned>(self) -> Result<K, Error> {
         let (document, kind) = (self.number, self.kind);
-        serde_json::from_value(self.value).map_err(|source| Error::Object {
-            document,
-            kind,
-            source,
-        })
+        serde_json::from_value(self.value).map_err(|source| Error::Object { document, kind, source })
     }
 
     fn within<K: DeserializeOwned + Resource>(self, namespace: &str) -> Result<K, Error> {
         let mut object: K = self.parse()?;
-        object
-            .meta_mut()
-            .namespace
-            .get_or_insert_with(|| namespace.to_owned());
+        object.meta_mut().namespace.get_or_insert_with(|| namespace.to_owned());
         Ok(object)
     }
 }

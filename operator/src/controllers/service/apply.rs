@@ -76,24 +76,11 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
 /// At the first child that cannot be written.
 pub async fn apply(ctx: &Context, owner: &Owner, desired: &Desired) -> Result<Applied, Error> {
     let stores = &ctx.stores;
-    let mut writer = Writer {
-        ctx,
-        inventory: Vec::new(),
-    };
-    let Desired {
-        service_account,
-        core_service,
-        edge_errors,
-        workload,
-        edge,
-    } = desired;
+    let mut writer = Writer { ctx, inventory: Vec::new() };
+    let Desired { service_account, core_service, edge_errors, workload, edge } = desired;
     writer.apply(&stores.service_accounts, service_account).await?;
     writer.apply(&stores.core_services, core_service).await?;
-    if let Some(EdgeErrorsBackend {
-        service,
-        endpoint_slice,
-    }) = edge_errors
-    {
+    if let Some(EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
         writer.apply(&stores.core_services, service).await?;
         if let Some(slice) = endpoint_slice {
             writer.apply(&stores.endpoint_slices, slice).await?;
@@ -115,11 +102,7 @@ pub async fn apply(ctx: &Context, owner: &Owner, desired: &Desired) -> Result<Ap
     writer.prune(&stores.core_services, owner).await?;
     writer.prune_jobs(owner).await?;
     writer.inventory.sort();
-    Ok(Applied {
-        deployment,
-        hooks,
-        inventory: writer.inventory,
-    })
+    Ok(Applied { deployment, hooks, inventory: writer.inventory })
 }
 
 struct Writer<'a> {
@@ -188,11 +171,7 @@ impl Writer<'_> {
                 Progress::Succeeded => {}
                 Progress::Running => return Ok(HookState::Running { hook, job: name }),
                 Progress::Failed(reason) => {
-                    return Ok(HookState::Failed {
-                        hook,
-                        job: name,
-                        reason,
-                    });
+                    return Ok(HookState::Failed { hook, job: name, reason });
                 }
             }
         }
@@ -218,12 +197,7 @@ impl Writer<'_> {
         let mut finished: Vec<_> = mine(&self.ctx.stores.jobs, owner)
             .into_iter()
             .filter(|job| !matches!(progress(job), Progress::Running))
-            .filter(|job| {
-                !self
-                    .inventory
-                    .iter()
-                    .any(|i| i.kind == "Job" && i.name == job.name_any())
-            })
+            .filter(|job| !self.inventory.iter().any(|i| i.kind == "Job" && i.name == job.name_any()))
             .collect();
         finished.sort_by_key(|job| std::cmp::Reverse(job.creation_timestamp().map(|time| time.0)));
         for job in finished.iter().skip(KEPT_JOBS) {

@@ -69,11 +69,7 @@ pub fn build(
         core_service: network::core_service(owner, &validated.ports),
         edge_errors: (!edge.fences.is_empty()).then(|| network::edge_errors(owner, edge_errors)),
         workload: validated.workload.as_ref().map(|workload| Workload {
-            hooks: workload
-                .hooks
-                .iter()
-                .map(|hook| job::job(owner, service, hook))
-                .collect(),
+            hooks: workload.hooks.iter().map(|hook| job::job(owner, service, hook)).collect(),
             deployment: deployment::deployment(owner, service, validated, workload),
         }),
         edge,
@@ -104,19 +100,9 @@ impl Desired {
     /// # Errors
     /// When a child cannot be written as JSON, which would be a bug.
     pub fn objects(&self) -> Result<Vec<(InventoryItem, serde_json::Value)>, serde_json::Error> {
-        let Self {
-            service_account,
-            core_service,
-            edge_errors,
-            workload,
-            edge,
-        } = self;
+        let Self { service_account, core_service, edge_errors, workload, edge } = self;
         let mut objects = vec![entry(service_account)?, entry(core_service)?];
-        if let Some(network::EdgeErrorsBackend {
-            service,
-            endpoint_slice,
-        }) = edge_errors
-        {
+        if let Some(network::EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
             objects.push(entry(service)?);
             if let Some(slice) = endpoint_slice {
                 objects.push(entry(slice)?);

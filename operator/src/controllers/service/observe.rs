@@ -13,10 +13,14 @@ use peristyle_crds::{
 };
 
 use crate::{
+    auth::{
+        protection::{self, Protection},
+        world::Snapshot,
+    },
     conditions,
     context::Context,
     edge::{
-        claims::{Claims, Refusal},
+        claims::Refusal,
         route::{Guard, Host, RouteProtection},
         traefik::{self, build::object_name},
     },
@@ -104,10 +108,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
     });
     let dependencies = spec.depends_on.iter().filter_map(|dependency| {
         let name = dependency.service.clone()?;
-        let namespace = dependency
-            .namespace
-            .clone()
-            .unwrap_or_else(|| owner.namespace.clone());
+        let namespace = dependency.namespace.clone().unwrap_or_else(|| owner.namespace.clone());
         let target = stores.services.get(&namespace, &name)?;
         Some(((namespace, name), first_port(&target)))
     });
@@ -164,23 +165,14 @@ pub fn references(service: &Service) -> Vec<Reference> {
     let single = service.spec.env.iter().flat_map(|variable| {
         let source = variable.value_from.clone().unwrap_or_default();
         [
-            (
-                source.secret_key_ref,
-                Reference::Secret as fn(String) -> Reference,
-            ),
+            (source.secret_key_ref, Reference::Secret as fn(String) -> Reference),
             (source.config_map_key_ref, Reference::ConfigMap),
         ]
         .into_iter()
         .filter_map(|(key, make)| key.filter(|k| k.optional != Some(true)).map(|k| make(k.name)))
         .collect::<Vec<_>>()
     });
-    let mut all: Vec<_> = service
-        .spec
-        .env_from
-        .iter()
-        .flat_map(from)
-        .chain(single)
-        .collect();
+    let mut all: Vec<_> = service.spec.env_from.iter().flat_map(from).chain(single).collect();
     all.sort();
     all.dedup();
     all
@@ -189,11 +181,7 @@ pub fn references(service: &Service) -> Vec<Reference> {
 /// The port of the core Service that dependents call: the first one.
 #[must_use]
 pub fn first_port(service: &Service) -> i32 {
-    service
-        .spec
-        .ports
-        .first()
-        .map_or(super::validate::DEFAULT_PORT, Port::service_port)
+    service.spec.ports.first().map_or(super::validate::DEFAULT_PORT, Port::service_port)
 }
 
 fn view(database: &Database) -> DatabaseView {
@@ -202,11 +190,7 @@ fn view(database: &Database) -> DatabaseView {
     DatabaseView {
         is_ready: conditions::is_true(&status.conditions, types::READY, database.metadata.generation),
         message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
-        secrets: status
-            .roles
-            .into_iter()
-            .map(|role| (role.role, role.secret_name))
-            .collect(),
+        secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
     }
 }
 
@@ -214,14 +198,9 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
     if service.spec.expose.is_empty() {
         return BTreeMap::new();
     }
-    let services = ctx.stores.services.store().state();
-    let classes = ctx.stores.edge_classes.store().state();
-    let namespaces = ctx.stores.namespaces.store().state();
-    let claims = Claims::settle(
-        services.iter().map(|s| &**s),
-        classes.iter().map(|c| &**c),
-        namespaces.iter().map(|n| &**n),
-    );
+    let snapshot = Snapshot::take(&ctx.stores);
+    let claims = snapshot.claims();
+    let world = snapshot.world(&claims);
     let view = |expose: &Expose| {
         let hosts = match claims.hosts(service, expose) {
             Ok(hosts) => hosts,
@@ -243,20 +222,24 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
                 .unwrap_or_default(),
             class: hosts.class,
             refused: hosts.refused,
-            protection: protection(ctx, service, expose),
+            protection: protection::decide(&world, &ctx.publications, service, expose).into(),
         }
     };
-    service
-        .spec
-        .expose
-        .iter()
-        .map(|expose| (expose.name.clone(), view(expose)))
-        .collect()
+    service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose))).collect()
 }
 
 /// The one place where the words of the policies become those of the routes.
-fn protection(_ctx: &Context, _service: &Service, _expose: &Expose) -> RouteProtection {
-    RouteProtection::None
+impl From<Protection> for RouteProtection {
+    fn from(protection: Protection) -> Self {
+        match protection {
+            Protection::None => Self::None,
+            Protection::Unknown { policy: _, hash } => Self::Unknown { hash },
+            Protection::Pending { policy, reason, message } => {
+                Self::Pending { reason, message: format!("AuthPolicy {policy}: {message}") }
+            }
+            Protection::Live { policy: _, hash, decisions_url } => Self::Live { hash, decisions_url },
+        }
+    }
 }
 
 fn serving(ctx: &Context, owner: &Owner, expose: &Expose, host: &str) -> Option<Guard> {
@@ -282,10 +265,7 @@ pub fn ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> O
     let mut by_type: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for slice in slices {
         let ready = slice.endpoints.iter().filter(|endpoint| {
-            endpoint
-                .conditions
-                .as_ref()
-                .is_none_or(|conditions| conditions.ready.unwrap_or(true))
+            endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true))
         });
         by_type
             .entry(&slice.address_type)
@@ -295,8 +275,5 @@ pub fn ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> O
     let (address_type, mut addresses) = by_type.into_iter().find(|(_, addresses)| !addresses.is_empty())?;
     addresses.sort();
     addresses.dedup();
-    Some(EdgeErrors {
-        address_type: address_type.to_owned(),
-        addresses,
-    })
+    Some(EdgeErrors { address_type: address_type.to_owned(), addresses })
 }

@@ -81,11 +81,7 @@ pub fn routes(service: &Service, observed: &Observed) -> Routes {
     }
     let mut taken = BTreeSet::new();
     for (index, expose) in service.spec.expose.iter().enumerate() {
-        let entry = Entry {
-            service,
-            expose,
-            field: format!("spec.expose[{index}]"),
-        };
+        let entry = Entry { service, expose, field: format!("spec.expose[{index}]") };
         entry.add(observed, &mut routes, &mut taken);
     }
     routes
@@ -110,17 +106,11 @@ impl Entry<'_> {
                 routes.problems.push(self.refusal(refusal));
                 return;
             }
-            ExposeView::Served {
-                class,
-                hosts,
-                refused,
-                entry_points,
-                protection,
-            } => (class, hosts, refused, entry_points, protection),
+            ExposeView::Served { class, hosts, refused, entry_points, protection } => {
+                (class, hosts, refused, entry_points, protection)
+            }
         };
-        routes
-            .problems
-            .extend(refused.iter().map(|refusal| self.refusal(refusal)));
+        routes.problems.extend(refused.iter().map(|refusal| self.refusal(refusal)));
         let (backend, paths) = match (self.backend(), self.paths()) {
             (Ok(backend), Ok(paths)) => (backend, paths),
             (Err(message), _) | (_, Err(message)) => {
@@ -135,15 +125,11 @@ impl Entry<'_> {
             let host = match Host::parse(name) {
                 Ok(host) => host,
                 Err(error) => {
-                    routes
-                        .problems
-                        .push(invalid(format!("{}.hosts: {error}", self.field)));
+                    routes.problems.push(invalid(format!("{}.hosts: {error}", self.field)));
                     continue;
                 }
             };
-            let claims = paths
-                .iter()
-                .map(|path| (class.clone(), host.clone(), path.clone()));
+            let claims = paths.iter().map(|path| (class.clone(), host.clone(), path.clone()));
             let conflict = claims.clone().find(|claim| taken.contains(claim));
             let guard = match (&conflict, self.expose.auth_mode()) {
                 (Some((_, _, path)), _) => {
@@ -224,11 +210,7 @@ impl Entry<'_> {
                 ));
             }
         };
-        Ok(Backend {
-            service: self.service.name_any(),
-            port: port.service_port(),
-            speaks,
-        })
+        Ok(Backend { service: self.service.name_any(), port: port.service_port(), speaks })
     }
 
     fn paths(&self) -> Result<Vec<RoutePath>, String> {

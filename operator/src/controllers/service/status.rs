@@ -20,10 +20,7 @@ pub fn outcome(
     applied: &Applied,
 ) -> Outcome<ServiceStatus> {
     let namespace = service.namespace().unwrap_or_default();
-    let pods = ctx
-        .stores
-        .pods
-        .labelled(&namespace, SERVICE_LABEL, &service.name_any());
+    let pods = ctx.stores.pods.labelled(&namespace, SERVICE_LABEL, &service.name_any());
     let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
     let workload = workload::finding(
         applied.deployment.as_ref(),

@@ -69,12 +69,7 @@ pub fn ports(service: &Service) -> Vec<Port> {
     if !service.spec.ports.is_empty() {
         return service.spec.ports.clone();
     }
-    vec![Port {
-        name: "grpc".to_owned(),
-        port: DEFAULT_PORT,
-        protocol: None,
-        service_port: None,
-    }]
+    vec![Port { name: "grpc".to_owned(), port: DEFAULT_PORT, protocol: None, service_port: None }]
 }
 
 /// Checks what the schema cannot.
@@ -160,11 +155,7 @@ fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<Strin
             Finding::good(types::DATABASES_READY, "no database is bound")
         }
         None => Finding::good(types::DATABASES_READY, "every database has credentials"),
-        Some(_) => Finding::waiting(
-            types::DATABASES_READY,
-            Reason::DatabaseNotReady,
-            problems.join("; "),
-        ),
+        Some(_) => Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, problems.join("; ")),
     };
     (finding, secrets)
 }

@@ -52,11 +52,9 @@ pub fn finding(
     }
     match (holds.first(), deployment) {
         (Some(hold), None) => Finding::waiting(CONDITION, hold.reason, hold.message.clone()),
-        (Some(hold), Some(_)) if hold.condition == CONDITION => Finding::waiting(
-            CONDITION,
-            hold.reason,
-            format!("{}; the running pods are kept", hold.message),
-        ),
+        (Some(hold), Some(_)) if hold.condition == CONDITION => {
+            Finding::waiting(CONDITION, hold.reason, format!("{}; the running pods are kept", hold.message))
+        }
         (_, Some(deployment)) => running(deployment, image, pods),
         (None, None) => Finding::waiting(CONDITION, Reason::RolloutInProgress, "no Deployment yet"),
     }
@@ -89,16 +87,12 @@ fn running(deployment: &Deployment, image: &str, pods: &[&Pod]) -> Finding {
     }
     let conditions = status.conditions.unwrap_or_default();
     let condition = |type_: &str, status: &str| {
-        conditions
-            .iter()
-            .find(|c| c.type_ == type_ && c.status == status && is_observed)
+        conditions.iter().find(|c| c.type_ == type_ && c.status == status && is_observed)
     };
     if let Some(refused) = condition("ReplicaFailure", "True") {
         let message = refused.message.as_deref().unwrap_or_default();
         // The name of the pod that could not be created differs at every try.
-        let message = message
-            .split_once("\" is forbidden: ")
-            .map_or(message, |(_, rest)| rest);
+        let message = message.split_once("\" is forbidden: ").map_or(message, |(_, rest)| rest);
         return Finding::failed(
             CONDITION,
             Reason::RolloutFailed,
@@ -124,9 +118,7 @@ fn running(deployment: &Deployment, image: &str, pods: &[&Pod]) -> Finding {
 /// Pods whose instance label is `instance`: the Deployment's or one Job's.
 fn pods_of<'a>(pods: &[&'a Pod], instance: &str) -> Option<Vec<&'a Pod>> {
     let is_of = |pod: &&&Pod| {
-        pod.labels()
-            .get("app.kubernetes.io/instance")
-            .is_some_and(|value| value == instance)
+        pod.labels().get("app.kubernetes.io/instance").is_some_and(|value| value == instance)
             && pod.metadata.deletion_timestamp.is_none()
     };
     let found: Vec<&Pod> = pods.iter().filter(is_of).copied().collect();
@@ -154,12 +146,8 @@ fn worst(pods: &[&Pod]) -> Option<Cause> {
 
 fn cause(pod: &Pod) -> Option<Cause> {
     let status = pod.status.as_ref()?;
-    let of_container = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .filter_map(container)
-        .min_by_key(|(kind, _)| *kind);
+    let of_container =
+        status.container_statuses.iter().flatten().filter_map(container).min_by_key(|(kind, _)| *kind);
     let unschedulable = || {
         status
             .conditions
@@ -176,10 +164,7 @@ fn cause(pod: &Pod) -> Option<Cause> {
             })
     };
     let (kind, text) = of_container.or_else(unschedulable)?;
-    Some(Cause {
-        kind,
-        text: format!("{}: {text}", pod.name_any()),
-    })
+    Some(Cause { kind, text: format!("{}: {text}", pod.name_any()) })
 }
 
 fn container(status: &ContainerStatus) -> Option<(Kind, String)> {
@@ -192,10 +177,7 @@ fn container(status: &ContainerStatus) -> Option<(Kind, String)> {
         match reason {
             // The two alternate while the kubelet tries again.
             "ErrImagePull" | "ImagePullBackOff" => {
-                return Some((
-                    Kind::Failure,
-                    format!("ImagePullBackOff (image {})", status.image),
-                ));
+                return Some((Kind::Failure, format!("ImagePullBackOff (image {})", status.image)));
             }
             "ErrImageNeverPull" | "InvalidImageName" => {
                 return Some((Kind::Failure, format!("{reason} (image {})", status.image)));
@@ -212,11 +194,7 @@ fn container(status: &ContainerStatus) -> Option<(Kind, String)> {
     }
     // Between two starts the state alternates; what ended the last one does not.
     let ended = exit(&state).or_else(|| exit(&status.last_state.clone().unwrap_or_default()))?;
-    let word = if status.restart_count > 0 {
-        "CrashLoopBackOff"
-    } else {
-        "Terminated"
-    };
+    let word = if status.restart_count > 0 { "CrashLoopBackOff" } else { "Terminated" };
     Some((Kind::Failure, format!("{word} ({ended})")))
 }
 

@@ -66,10 +66,7 @@ pub fn object_name(owner: &Owner, expose: &str, host: &Host, role: &str) -> Stri
 #[must_use]
 pub fn build(owner: &Owner, route: &Route) -> Edge {
     let shape = Shape { owner, route };
-    let mut edge = Edge {
-        fences: vec![shape.fence()],
-        ..Edge::default()
-    };
+    let mut edge = Edge { fences: vec![shape.fence()], ..Edge::default() };
     if route.guard == Guard::Withheld {
         return edge;
     }
@@ -122,9 +119,7 @@ impl Shape<'_> {
     }
 
     fn reference(&self, role: &str) -> Reference {
-        Reference {
-            name: self.name(role),
-        }
+        Reference { name: self.name(role) }
     }
 
     fn edge_errors(&self) -> RouterService {
@@ -162,10 +157,7 @@ impl Shape<'_> {
     }
 
     fn fence(&self) -> IngressRoute {
-        let routes = self.entry(0, |_| Router {
-            services: vec![self.edge_errors()],
-            ..Router::default()
-        });
+        let routes = self.entry(0, |_| Router { services: vec![self.edge_errors()], ..Router::default() });
         self.ingress_route(
             "fence",
             IngressRouteSpec {
@@ -254,10 +246,7 @@ impl Shape<'_> {
     }
 
     fn ingress_route(&self, role: &str, spec: IngressRouteSpec) -> IngressRoute {
-        IngressRoute {
-            metadata: self.metadata(role),
-            spec,
-        }
+        IngressRoute { metadata: self.metadata(role), spec }
     }
 
     fn authn(&self, decisions_url: &str) -> Middleware {
@@ -270,10 +259,7 @@ impl Shape<'_> {
         };
         self.middleware(
             "authn",
-            MiddlewareSpec {
-                forward_auth: Some(forward_auth),
-                ..MiddlewareSpec::default()
-            },
+            MiddlewareSpec { forward_auth: Some(forward_auth), ..MiddlewareSpec::default() },
         )
     }
 
@@ -282,40 +268,22 @@ impl Shape<'_> {
             status: ["400-499", "500-599"].map(ToOwned::to_owned).into(),
             status_rewrites: [("400-599".to_owned(), 200)].into(),
             query: "/grpc/{originalStatus}".to_owned(),
-            service: RouterService {
-                servers_transport: Some(self.name("transport")),
-                ..self.edge_errors()
-            },
+            service: RouterService { servers_transport: Some(self.name("transport")), ..self.edge_errors() },
         };
-        self.middleware(
-            "grpc-errors",
-            MiddlewareSpec {
-                errors: Some(errors),
-                ..MiddlewareSpec::default()
-            },
-        )
+        self.middleware("grpc-errors", MiddlewareSpec { errors: Some(errors), ..MiddlewareSpec::default() })
     }
 
     fn strip(&self) -> Middleware {
-        let custom_request_headers: BTreeMap<_, _> = STRIPPED_HEADERS
-            .map(|header| (header.to_owned(), String::new()))
-            .into();
+        let custom_request_headers: BTreeMap<_, _> =
+            STRIPPED_HEADERS.map(|header| (header.to_owned(), String::new())).into();
         self.middleware(
             "headers",
-            MiddlewareSpec {
-                headers: Some(Headers {
-                    custom_request_headers,
-                }),
-                ..MiddlewareSpec::default()
-            },
+            MiddlewareSpec { headers: Some(Headers { custom_request_headers }), ..MiddlewareSpec::default() },
         )
     }
 
     fn middleware(&self, role: &str, spec: MiddlewareSpec) -> Middleware {
-        Middleware {
-            metadata: self.metadata(role),
-            spec,
-        }
+        Middleware { metadata: self.metadata(role), spec }
     }
 
     /// Without limits a denied call would wait for the client's deadline.

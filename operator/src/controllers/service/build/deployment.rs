@@ -40,10 +40,7 @@ pub fn deployment(
     validated: &Validated,
     workload: &Workload,
 ) -> Deployment {
-    let selector = LabelSelector {
-        match_labels: Some(owner.selector()),
-        match_expressions: None,
-    };
+    let selector = LabelSelector { match_labels: Some(owner.selector()), match_expressions: None };
     Deployment {
         metadata: owner.child(&*owner.name),
         spec: Some(DeploymentSpec {
@@ -60,10 +57,7 @@ pub fn deployment(
                 }),
             }),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(owner.labels()),
-                    ..ObjectMeta::default()
-                }),
+                metadata: Some(ObjectMeta { labels: Some(owner.labels()), ..ObjectMeta::default() }),
                 spec: Some(PodSpec {
                     termination_grace_period_seconds: Some(GRACE_SECONDS),
                     topology_spread_constraints: Some(vec![TopologySpreadConstraint {
@@ -88,19 +82,13 @@ fn main_pod(owner: &Owner, service: &Service, validated: &Validated, workload: &
     container.command = some(&service.spec.command);
     container.args = some(&service.spec.args);
     container.ports = Some(validated.ports.iter().map(container_port).collect());
-    let Probes {
-        startup,
-        readiness,
-        liveness,
-    } = workload.probes.clone();
+    let Probes { startup, readiness, liveness } = workload.probes.clone();
     container.startup_probe = startup;
     container.readiness_probe = readiness;
     container.liveness_probe = liveness;
     container.lifecycle = Some(Lifecycle {
         pre_stop: Some(LifecycleHandler {
-            sleep: Some(SleepAction {
-                seconds: PRE_STOP_SECONDS,
-            }),
+            sleep: Some(SleepAction { seconds: PRE_STOP_SECONDS }),
             ..LifecycleHandler::default()
         }),
         ..Lifecycle::default()

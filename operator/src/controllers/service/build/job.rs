@@ -20,19 +20,10 @@ const RETRIES: i32 = 2;
 /// Name of the Job of a hook; another image or another hook gives another name.
 #[must_use]
 pub fn job_name(owner: &Owner, image: &str, hook: &Hook) -> String {
-    let Hook {
-        name,
-        command,
-        database,
-        timeout,
-    } = hook;
+    let Hook { name, command, database, timeout } = hook;
     let timeout = timeout.as_ref().map(|timeout| format!("{timeout:?}"));
-    let parts = [
-        image,
-        name,
-        database.as_deref().unwrap_or_default(),
-        timeout.as_deref().unwrap_or_default(),
-    ];
+    let parts =
+        [image, name, database.as_deref().unwrap_or_default(), timeout.as_deref().unwrap_or_default()];
     let hash = names::hash8(parts.into_iter().chain(command.iter().map(String::as_str)));
     names::with_ending(&format!("{}-{name}", owner.name), &hash)
 }
@@ -56,10 +47,7 @@ pub fn job(owner: &Owner, service: &Service, hook: &ValidHook) -> Job {
             backoff_limit: Some(RETRIES),
             active_deadline_seconds: Some(hook.timeout),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(labels),
-                    ..ObjectMeta::default()
-                }),
+                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
                 spec: Some(PodSpec {
                     restart_policy: Some("Never".to_owned()),
                     ..pod::pod(owner, container)

@@ -111,10 +111,7 @@ fn slice_metadata(owner: &Owner, service: &str) -> ObjectMeta {
     metadata.labels.get_or_insert_default().extend([
         (SLICE_SERVICE_LABEL.to_owned(), service.to_owned()),
         // Kubernetes' own controllers leave slices of others alone.
-        (
-            "endpointslice.kubernetes.io/managed-by".to_owned(),
-            MANAGED_BY.to_owned(),
-        ),
+        ("endpointslice.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned()),
     ]);
     metadata
 }
@@ -122,10 +119,7 @@ fn slice_metadata(owner: &Owner, service: &str) -> ObjectMeta {
 fn endpoint(address: &String) -> Endpoint {
     Endpoint {
         addresses: vec![address.clone()],
-        conditions: Some(EndpointConditions {
-            ready: Some(true),
-            ..EndpointConditions::default()
-        }),
+        conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
         ..Endpoint::default()
     }
 }

@@ -24,10 +24,7 @@ pub fn container(owner: &Owner, service: &Service, env: Vec<EnvVar>) -> Containe
         resources: spec.resources.as_ref().map(ResourceRequirements::from),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                add: None,
-                drop: Some(vec!["ALL".to_owned()]),
-            }),
+            capabilities: Some(Capabilities { add: None, drop: Some(vec!["ALL".to_owned()]) }),
             read_only_root_filesystem: Some(true),
             ..SecurityContext::default()
         }),
@@ -68,13 +65,13 @@ pub fn pod(owner: &Owner, container: Container) -> PodSpec {
 fn env_from(source: &EnvFrom) -> EnvFromSource {
     EnvFromSource {
         prefix: source.prefix.clone(),
-        secret_ref: source.secret_ref.as_ref().map(|secret| SecretEnvSource {
-            name: secret.name.clone(),
-            optional: secret.optional,
-        }),
-        config_map_ref: source.config_map_ref.as_ref().map(|map| ConfigMapEnvSource {
-            name: map.name.clone(),
-            optional: map.optional,
-        }),
+        secret_ref: source
+            .secret_ref
+            .as_ref()
+            .map(|secret| SecretEnvSource { name: secret.name.clone(), optional: secret.optional }),
+        config_map_ref: source
+            .config_map_ref
+            .as_ref()
+            .map(|map| ConfigMapEnvSource { name: map.name.clone(), optional: map.optional }),
     }
 }

@@ -44,11 +44,7 @@ pub(super) fn build(
             &format!("spec.databases[{index}].inject.env"),
             &format!("database {}", binding.name),
         )?;
-        env.extend(
-            secrets
-                .get(&binding.name)
-                .map(|secret| uri(binding.env(), &secret.workload)),
-        );
+        env.extend(secrets.get(&binding.name).map(|secret| uri(binding.env(), &secret.workload)));
     }
     for (index, dependency) in spec.depends_on.iter().enumerate() {
         let name = variable(dependency);
@@ -64,11 +60,7 @@ pub(super) fn build(
     }
     for (index, variable) in spec.env.iter().enumerate() {
         if variable.name != OVERRIDABLE {
-            names.add(
-                &variable.name,
-                &format!("spec.env[{index}].name"),
-                "the variable of that name",
-            )?;
+            names.add(&variable.name, &format!("spec.env[{index}].name"), "the variable of that name")?;
         }
         env.push(convert(variable));
     }
@@ -135,11 +127,7 @@ fn address(service: &Service, dependency: &Dependency, observed: &Observed) -> R
 }
 
 fn value(name: &str, value: String) -> EnvVar {
-    EnvVar {
-        name: name.to_owned(),
-        value: Some(value),
-        value_from: None,
-    }
+    EnvVar { name: name.to_owned(), value: Some(value), value_from: None }
 }
 
 fn convert(variable: &service::EnvVar) -> EnvVar {
@@ -157,26 +145,20 @@ fn source(source: &service::EnvSource) -> EnvVarSource {
             key: key.key.clone(),
             optional: key.optional,
         }),
-        config_map_key_ref: source
-            .config_map_key_ref
-            .as_ref()
-            .map(|key| ConfigMapKeySelector {
-                name: key.name.clone(),
-                key: key.key.clone(),
-                optional: key.optional,
-            }),
-        field_ref: source.field_ref.as_ref().map(|field| ObjectFieldSelector {
-            api_version: None,
-            field_path: field.field_path.clone(),
+        config_map_key_ref: source.config_map_key_ref.as_ref().map(|key| ConfigMapKeySelector {
+            name: key.name.clone(),
+            key: key.key.clone(),
+            optional: key.optional,
         }),
-        resource_field_ref: source
-            .resource_field_ref
+        field_ref: source
+            .field_ref
             .as_ref()
-            .map(|field| ResourceFieldSelector {
-                container_name: None,
-                divisor: None,
-                resource: field.resource.clone(),
-            }),
+            .map(|field| ObjectFieldSelector { api_version: None, field_path: field.field_path.clone() }),
+        resource_field_ref: source.resource_field_ref.as_ref().map(|field| ResourceFieldSelector {
+            container_name: None,
+            divisor: None,
+            resource: field.resource.clone(),
+        }),
         ..EnvVarSource::default()
     }
 }

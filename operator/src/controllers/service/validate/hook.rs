@@ -41,11 +41,7 @@ pub(super) fn hooks(
                 remedy: "choose another name".to_owned(),
             });
         }
-        let timeout = whole_seconds(
-            hook.timeout.as_ref(),
-            DEFAULT_TIMEOUT,
-            &format!("{field}.timeout"),
-        )?;
+        let timeout = whole_seconds(hook.timeout.as_ref(), DEFAULT_TIMEOUT, &format!("{field}.timeout"))?;
         hooks.push(ValidHook {
             env: environment(service, hook, &field, env, secrets)?,
             hook: hook.clone(),
@@ -66,12 +62,7 @@ fn environment(
     let Some(name) = &hook.database else {
         return Ok(env);
     };
-    let Some(binding) = service
-        .spec
-        .databases
-        .iter()
-        .find(|binding| binding.name == *name)
-    else {
+    let Some(binding) = service.spec.databases.iter().find(|binding| binding.name == *name) else {
         return Err(Invalid {
             field: format!("{field}.database"),
             value: name.clone(),

@@ -39,18 +39,9 @@ struct Timing {
     failures: i32,
 }
 
-const STARTUP: Timing = Timing {
-    period: 1,
-    failures: 60,
-};
-const READINESS: Timing = Timing {
-    period: 5,
-    failures: 3,
-};
-const LIVENESS: Timing = Timing {
-    period: 10,
-    failures: 6,
-};
+const STARTUP: Timing = Timing { period: 1, failures: 60 };
+const READINESS: Timing = Timing { period: 5, failures: 3 };
+const LIVENESS: Timing = Timing { period: 10, failures: 6 };
 const TIMEOUT: StdDuration = StdDuration::from_secs(2);
 
 pub(super) fn probes(health: Option<&Health>, ports: &[Port]) -> Result<Probes, Invalid> {
@@ -84,47 +75,28 @@ fn check(probe: &Probe, ports: &[Port], path: &str, field: &str) -> Result<Optio
     if let Some(grpc) = &probe.grpc {
         let field = format!("{field}.grpc.port");
         return Ok(Some(Check::Grpc {
-            port: find(
-                ports,
-                grpc.port.as_deref(),
-                |p| p.protocol() == Protocol::Grpc,
-                &field,
-            )?,
+            port: find(ports, grpc.port.as_deref(), |p| p.protocol() == Protocol::Grpc, &field)?,
             service: grpc.service.clone(),
         }));
     }
     if let Some(http) = &probe.http {
         let field = format!("{field}.http.port");
         return Ok(Some(Check::Http {
-            port: find(
-                ports,
-                http.port.as_deref(),
-                |p| p.protocol() == Protocol::Http,
-                &field,
-            )?,
+            port: find(ports, http.port.as_deref(), |p| p.protocol() == Protocol::Http, &field)?,
             path: http.path.clone(),
         }));
     }
     if let Some(tcp) = &probe.tcp {
         let field = format!("{field}.tcp.port");
-        return Ok(Some(Check::Tcp {
-            port: find(ports, tcp.port.as_deref(), is_tcp, &field)?,
-        }));
+        return Ok(Some(Check::Tcp { port: find(ports, tcp.port.as_deref(), is_tcp, &field)? }));
     }
     if let Some(exec) = &probe.exec {
-        return Ok(Some(Check::Exec {
-            command: exec.command.clone(),
-        }));
+        return Ok(Some(Check::Exec { command: exec.command.clone() }));
     }
     let first = |protocol| ports.iter().find(|p| p.protocol() == protocol).map(|p| p.port);
     Ok(first(Protocol::Grpc)
         .map(|port| Check::Grpc { port, service: None })
-        .or_else(|| {
-            first(Protocol::Http).map(|port| Check::Http {
-                port,
-                path: path.to_owned(),
-            })
-        })
+        .or_else(|| first(Protocol::Http).map(|port| Check::Http { port, path: path.to_owned() }))
         .or_else(|| first(Protocol::Tcp).map(|port| Check::Tcp { port })))
 }
 
@@ -158,16 +130,8 @@ fn timed(
     };
     let period = StdDuration::from_secs(timing.period);
     let mut built = core::Probe {
-        period_seconds: Some(whole_seconds(
-            probe.period.as_ref(),
-            period,
-            &format!("{field}.period"),
-        )?),
-        timeout_seconds: Some(whole_seconds(
-            probe.timeout.as_ref(),
-            TIMEOUT,
-            &format!("{field}.timeout"),
-        )?),
+        period_seconds: Some(whole_seconds(probe.period.as_ref(), period, &format!("{field}.period"))?),
+        timeout_seconds: Some(whole_seconds(probe.timeout.as_ref(), TIMEOUT, &format!("{field}.timeout"))?),
         failure_threshold: Some(probe.failures.unwrap_or(timing.failures)),
         ..core::Probe::default()
     };
@@ -181,15 +145,11 @@ fn timed(
             });
         }
         Check::Tcp { port } => {
-            built.tcp_socket = Some(TCPSocketAction {
-                port: IntOrString::Int(port),
-                ..TCPSocketAction::default()
-            });
+            built.tcp_socket =
+                Some(TCPSocketAction { port: IntOrString::Int(port), ..TCPSocketAction::default() });
         }
         Check::Exec { command } => {
-            built.exec = Some(ExecAction {
-                command: Some(command),
-            });
+            built.exec = Some(ExecAction { command: Some(command) });
         }
     }
     Ok(Some(built))
