@@ -2,7 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, run};
+use crate::{
+    commands::agent::{self, Agent},
+    config::Config,
+    run,
+};
 
 /// Kubernetes operator for services, databases and access policies.
 #[derive(Debug, Parser)]
@@ -16,6 +20,8 @@ pub struct Cli {
 enum Command {
     /// Runs the operator.
     Run(Config),
+    /// Delivers rules or namespaces to the Oathkeeper or Keto beside it.
+    Agent(Agent),
     /// Prints the custom resource definitions.
     Crds,
 }
@@ -28,6 +34,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(config) => run::run(config).await,
+            Command::Agent(settings) => agent::run(settings).await,
             Command::Crds => {
                 for crd in peristyle_crds::crd::all() {
                     print!("---\n{}", serde_saphyr::to_string(&crd)?);

@@ -75,18 +75,12 @@ pub fn compile(
                 let url = UrlPattern::within(host, &patterns).map_err(|error| {
                     Rejection::invalid(format!("spec.rules[{rule}].match: {error}; split the rule"))
                 })?;
-                named.push((
-                    (*rule).to_owned(),
-                    Rule::new(&name(rule), methods, &url, decision.clone()),
-                ));
+                named.push(((*rule).to_owned(), Rule::new(&name(rule), methods, &url, decision.clone())));
             }
         }
         for (methods, patterns) in matches::grouped(&union(&requests)) {
             let url = UrlPattern::outside(host, &patterns);
-            named.push((
-                DENY.to_owned(),
-                Rule::new(&name(DENY), methods, &url, Decision::deny()),
-            ));
+            named.push((DENY.to_owned(), Rule::new(&name(DENY), methods, &url, Decision::deny())));
         }
     }
     let bytes: usize = named.iter().map(|(_, rule)| rule::text(rule).len()).sum();
@@ -103,13 +97,7 @@ pub fn compile(
     }
     Ok(Compiled {
         hash: rule::hash(named.iter().map(|(_, rule)| rule), 12),
-        ids: ids
-            .into_iter()
-            .map(|(name, ids)| CompiledRule {
-                name: name.to_owned(),
-                ids,
-            })
-            .collect(),
+        ids: ids.into_iter().map(|(name, ids)| CompiledRule { name: name.to_owned(), ids }).collect(),
         asks_keto: policy.spec.rules.iter().any(|rule| rule.authorization.is_some()),
         rules: named.into_iter().map(|(_, rule)| rule).collect(),
         territory,
@@ -118,10 +106,8 @@ pub fn compile(
 
 /// What is allowed by any rule, for every method: its complement is denied.
 fn union(rules: &[(&str, Requests)]) -> Requests {
-    let mut union: BTreeMap<HttpMethod, BTreeSet<Pattern>> = METHODS
-        .into_iter()
-        .map(|method| (method, BTreeSet::new()))
-        .collect();
+    let mut union: BTreeMap<HttpMethod, BTreeSet<Pattern>> =
+        METHODS.into_iter().map(|method| (method, BTreeSet::new())).collect();
     for (_, requests) in rules {
         for (method, patterns) in requests {
             union.entry(*method).or_default().extend(patterns.iter().cloned());
@@ -152,10 +138,7 @@ fn decision(
                     Authorizer::relation(&class.spec.keto.read_url, &authorization.relation)
                 }
             };
-            return Ok(Decision {
-                authenticator: jwt(class, &found.name, &found.jwt)?,
-                authorizer,
-            });
+            return Ok(Decision { authenticator: jwt(class, &found.name, &found.jwt)?, authorizer });
         }
         _ => {}
     }
@@ -192,8 +175,6 @@ fn jwt(class: &AuthClass, name: &str, jwt: &Jwt) -> Result<Authenticator, Reject
         } else {
             jwt.algorithms.clone()
         },
-        token_from: TokenFrom {
-            header: "Authorization",
-        },
+        token_from: TokenFrom { header: "Authorization" },
     }))
 }

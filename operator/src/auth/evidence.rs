@@ -36,18 +36,11 @@ pub fn weigh(policy: &PolicyKey, compiled: &Compiled, answers: &[Answer]) -> Evi
     let prefix = format!("{}.{}.", policy.namespace, policy.name);
     let mut wanted: Vec<&str> = compiled.rules.iter().map(|rule| rule.id.as_str()).collect();
     wanted.sort_unstable();
-    let mut evidence = if answers.is_empty() {
-        Evidence::Missing
-    } else {
-        Evidence::Confirmed
-    };
+    let mut evidence = if answers.is_empty() { Evidence::Missing } else { Evidence::Confirmed };
     for answer in answers {
         match answer {
             Answer::Rules(ids) => {
-                let loaded = ids
-                    .iter()
-                    .map(String::as_str)
-                    .filter(|id| id.starts_with(&prefix));
+                let loaded = ids.iter().map(String::as_str).filter(|id| id.starts_with(&prefix));
                 if !loaded.eq(wanted.iter().copied()) {
                     return Evidence::Disproved;
                 }
@@ -91,10 +84,7 @@ pub fn stand(
         },
         (Evidence::Disproved, _) => Standing::Pending {
             reason: Reason::PropagatingRules,
-            message: format!(
-                "rules {} are not loaded by every ready Oathkeeper pod yet",
-                compiled.hash
-            ),
+            message: format!("rules {} are not loaded by every ready Oathkeeper pod yet", compiled.hash),
         },
     }
 }

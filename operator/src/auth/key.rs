@@ -19,10 +19,7 @@ impl PolicyKey {
     /// The key of `policy`.
     #[must_use]
     pub fn of(policy: &AuthPolicy) -> Self {
-        Self {
-            namespace: policy.namespace().unwrap_or_default(),
-            name: policy.name_any(),
-        }
+        Self { namespace: policy.namespace().unwrap_or_default(), name: policy.name_any() }
     }
 
     /// The key as the queue of a controller wants it.

@@ -88,10 +88,7 @@ pub fn grouped(requests: &Requests) -> Vec<(Vec<HttpMethod>, BTreeSet<Pattern>)>
     for (method, patterns) in requests {
         groups.entry(patterns).or_default().push(*method);
     }
-    groups
-        .into_iter()
-        .map(|(patterns, methods)| (methods, patterns.clone()))
-        .collect()
+    groups.into_iter().map(|(patterns, methods)| (methods, patterns.clone())).collect()
 }
 
 /// The rules that have claimed each path, by method.
@@ -158,11 +155,7 @@ pub fn disjoint(rules: &[(&str, Requests)]) -> Result<(), Rejection> {
         let mut claimed = Claimed::default();
         let patterns = || {
             rules.iter().flat_map(|(rule, requests)| {
-                requests
-                    .get(&method)
-                    .into_iter()
-                    .flatten()
-                    .map(move |p| (*rule, p))
+                requests.get(&method).into_iter().flatten().map(move |p| (*rule, p))
             })
         };
         for (rule, pattern) in patterns() {

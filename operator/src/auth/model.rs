@@ -61,11 +61,7 @@ impl fmt::Display for Kind<'_> {
 /// # Errors
 /// When it declares no class, or its text could reach beyond itself.
 pub fn parse(source: &str) -> Result<Model, InvalidModel> {
-    let mut reader = Reader {
-        source,
-        tokens: tokens(source)?,
-        at: 0,
-    };
+    let mut reader = Reader { source, tokens: tokens(source)?, at: 0 };
     let mut model = Model::default();
     while let Some(token) = reader.next() {
         match token.kind {
@@ -149,10 +145,7 @@ impl<'a> Reader<'a> {
     /// `X implements Namespace { … }`: name, relations and where it ends.
     fn class(&mut self) -> Result<(String, BTreeSet<String>, usize), InvalidModel> {
         let name = match self.next() {
-            Some(Token {
-                kind: Kind::Word(name),
-                ..
-            }) => name.to_owned(),
+            Some(Token { kind: Kind::Word(name), .. }) => name.to_owned(),
             other => {
                 let at = other.map_or(self.source.len(), |token| token.start);
                 return Err(self.error(at, "class has no name"));
@@ -198,10 +191,8 @@ impl<'a> Reader<'a> {
                 Kind::Mark('(' | '[' | '<') => depth += 1,
                 Kind::Mark(')' | ']' | '>') if depth > 0 => depth -= 1,
                 Kind::Mark('{' | '}' | ')' | ']' | '>') | Kind::Word("class") => {
-                    return Err(self.error(
-                        token.start,
-                        format!("class {class}: {} is not expected here", token.kind),
-                    ));
+                    return Err(self
+                        .error(token.start, format!("class {class}: {} is not expected here", token.kind)));
                 }
                 Kind::Mark(':') if depth == 0 => {
                     if let Some(Kind::Word(name) | Kind::Text(name)) = before
@@ -220,10 +211,7 @@ impl<'a> Reader<'a> {
 }
 
 fn error(source: &str, at: usize, problem: impl Into<String>) -> InvalidModel {
-    InvalidModel {
-        line: source[..at.min(source.len())].matches('\n').count() + 1,
-        problem: problem.into(),
-    }
+    InvalidModel { line: source[..at.min(source.len())].matches('\n').count() + 1, problem: problem.into() }
 }
 
 /// The tokens of Keto's lexer. Its strings know no escapes; here they hold
@@ -248,10 +236,7 @@ fn tokens(source: &str) -> Result<Vec<Token<'_>>, InvalidModel> {
                 return Err(error(source, at, "the string does not end"));
             };
             let text = &rest[1..=length];
-            if !text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "_/@.-".contains(c))
-            {
+            if !text.chars().all(|c| c.is_ascii_alphanumeric() || "_/@.-".contains(c)) {
                 return Err(error(
                     source,
                     at,
@@ -259,29 +244,15 @@ fn tokens(source: &str) -> Result<Vec<Token<'_>>, InvalidModel> {
                 ));
             }
             at += length + 2;
-            tokens.push(Token {
-                kind: Kind::Text(text),
-                start,
-                end: at,
-            });
+            tokens.push(Token { kind: Kind::Text(text), start, end: at });
         } else if c.is_ascii_alphabetic() || c == '_' {
-            at += rest
-                .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-                .unwrap_or(rest.len());
-            tokens.push(Token {
-                kind: Kind::Word(&source[start..at]),
-                start,
-                end: at,
-            });
+            at += rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+            tokens.push(Token { kind: Kind::Word(&source[start..at]), start, end: at });
         } else if rest.starts_with("=>") {
             at += 2;
         } else if ":.()[]{}<>=,;|!&".contains(c) {
             at += 1;
-            tokens.push(Token {
-                kind: Kind::Mark(c),
-                start,
-                end: at,
-            });
+            tokens.push(Token { kind: Kind::Mark(c), start, end: at });
         } else {
             return Err(error(source, at, format!("{c:?} is not part of the language")));
         }

@@ -45,11 +45,7 @@ impl Plan {
     #[must_use]
     pub fn new(world: &World<'_>, class: &AuthClass, refusals: &Refusals) -> Self {
         let namespaces = world.namespaces(class, refusals);
-        let mut plan = Self {
-            policies: Vec::new(),
-            models: Vec::new(),
-            tuples: BTreeMap::new(),
-        };
+        let mut plan = Self { policies: Vec::new(), models: Vec::new(), tuples: BTreeMap::new() };
         let mut size = 0;
         for policy in world.of_class(class) {
             let key = PolicyKey::of(policy);

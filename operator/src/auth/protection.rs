@@ -93,28 +93,18 @@ pub fn decide(
     };
     let publication = match publications.get(&uid, &key) {
         None => {
-            return Protection::Unknown {
-                policy: key.name,
-                hash: compiled.hash,
-            };
+            return Protection::Unknown { policy: key.name, hash: compiled.hash };
         }
         Some(publication) => publication.filter(|publication| publication.hash == compiled.hash),
     };
     match publication.map(|publication| publication.standing) {
-        Some(Standing::Live) => Protection::Live {
-            policy: key.name,
-            hash: compiled.hash,
-            decisions_url: decisions_url(class),
-        },
-        Some(Standing::Unknown) => Protection::Unknown {
-            policy: key.name,
-            hash: compiled.hash,
-        },
-        Some(Standing::Pending { reason, message }) => Protection::Pending {
-            policy: key.name,
-            reason,
-            message,
-        },
+        Some(Standing::Live) => {
+            Protection::Live { policy: key.name, hash: compiled.hash, decisions_url: decisions_url(class) }
+        }
+        Some(Standing::Unknown) => Protection::Unknown { policy: key.name, hash: compiled.hash },
+        Some(Standing::Pending { reason, message }) => {
+            Protection::Pending { policy: key.name, reason, message }
+        }
         None => Protection::Pending {
             policy: key.name,
             reason: Reason::PropagatingRules,
@@ -127,8 +117,5 @@ pub fn decide(
 #[must_use]
 pub fn decisions_url(class: &AuthClass) -> String {
     let oathkeeper = &class.spec.oathkeeper;
-    format!(
-        "http://{}.{}.svc.cluster.local:4456/decisions",
-        oathkeeper.service, oathkeeper.namespace
-    )
+    format!("http://{}.{}.svc.cluster.local:4456/decisions", oathkeeper.service, oathkeeper.namespace)
 }

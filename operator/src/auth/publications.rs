@@ -60,10 +60,7 @@ pub struct Publications {
 
 impl Default for Publications {
     fn default() -> Self {
-        Self {
-            classes: Arc::default(),
-            changes: broadcast::channel(BUFFER).0,
-        }
+        Self { classes: Arc::default(), changes: broadcast::channel(BUFFER).0 }
     }
 }
 
@@ -73,35 +70,24 @@ impl Publications {
     #[must_use]
     #[allow(clippy::option_option, reason = "two different kinds of absence")]
     pub fn get(&self, class: &str, policy: &PolicyKey) -> Option<Option<Publication>> {
-        self.lock()
-            .get(class)
-            .map(|class| class.publications.get(policy).cloned())
+        self.lock().get(class).map(|class| class.publications.get(policy).cloned())
     }
 
     /// All publications of a class; empty while it has not been looked at.
     #[must_use]
     pub fn of_class(&self, class: &str) -> BTreeMap<PolicyKey, Publication> {
-        self.lock()
-            .get(class)
-            .map(|class| class.publications.clone())
-            .unwrap_or_default()
+        self.lock().get(class).map(|class| class.publications.clone()).unwrap_or_default()
     }
 
     /// The models of a class that Keto refused.
     #[must_use]
     pub fn refusals(&self, class: &str) -> Refusals {
-        self.lock()
-            .get(class)
-            .map(|class| class.refusals.clone())
-            .unwrap_or_default()
+        self.lock().get(class).map(|class| class.refusals.clone()).unwrap_or_default()
     }
 
     /// Replaces what is known of a class and tells who is affected.
     pub fn replace(&self, class: &str, publications: BTreeMap<PolicyKey, Publication>, refusals: Refusals) {
-        let next = Class {
-            publications,
-            refusals,
-        };
+        let next = Class { publications, refusals };
         let mut classes = self.lock();
         let first = !classes.contains_key(class);
         let previous = classes.entry(class.to_owned()).or_default();
@@ -115,6 +101,8 @@ impl Publications {
             .publications
             .keys()
             .chain(next.publications.keys())
+            .chain(previous.refusals.keys())
+            .chain(next.refusals.keys())
             .filter(|key| is_changed(key))
             .cloned()
             .collect();
@@ -137,10 +125,7 @@ impl Publications {
             .flat_map(move |event| {
                 let keys = event.unwrap_or_else(|BroadcastStreamRecvError::Lagged(_)| {
                     let classes = lock(&classes);
-                    classes
-                        .values()
-                        .flat_map(|class| class.publications.keys().cloned())
-                        .collect()
+                    classes.values().flat_map(|class| class.publications.keys().cloned()).collect()
                 });
                 futures::stream::iter(keys)
             })
@@ -163,18 +148,11 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> PolicyKey {
-        PolicyKey {
-            namespace: "shop".to_owned(),
-            name: name.to_owned(),
-        }
+        PolicyKey { namespace: "shop".to_owned(), name: name.to_owned() }
     }
 
     fn live(hash: &str) -> Publication {
-        Publication {
-            hash: hash.to_owned(),
-            standing: Standing::Live,
-            tuples: None,
-        }
+        Publication { hash: hash.to_owned(), standing: Standing::Live, tuples: None }
     }
 
     #[test]
@@ -190,23 +168,13 @@ mod tests {
         let publications = Publications::default();
         publications.replace(
             "c",
-            [
-                (key("gone"), live("1")),
-                (key("same"), live("1")),
-                (key("new"), live("1")),
-            ]
-            .into(),
+            [(key("gone"), live("1")), (key("same"), live("1")), (key("new"), live("1"))].into(),
             Refusals::new(),
         );
         let mut changes = publications.changes();
         publications.replace(
             "c",
-            [
-                (key("same"), live("1")),
-                (key("new"), live("2")),
-                (key("more"), live("1")),
-            ]
-            .into(),
+            [(key("same"), live("1")), (key("new"), live("2")), (key("more"), live("1"))].into(),
             Refusals::new(),
         );
         let mut names: Vec<String> = Vec::new();

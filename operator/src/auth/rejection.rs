@@ -23,20 +23,12 @@ pub struct Rejection {
 impl Rejection {
     /// Something that the policy names does not exist yet.
     pub fn waiting(reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            is_waiting: true,
-            reason,
-            message: message.into(),
-        }
+        Self { is_waiting: true, reason, message: message.into() }
     }
 
     /// A person must change something.
     pub fn stalled(reason: Reason, message: impl Into<String>) -> Self {
-        Self {
-            is_waiting: false,
-            reason,
-            message: message.into(),
-        }
+        Self { is_waiting: false, reason, message: message.into() }
     }
 
     /// The spec is wrong.
@@ -49,11 +41,7 @@ impl Rejection {
     pub fn finding(&self) -> Finding {
         Finding {
             condition: types::ACCEPTED,
-            state: if self.is_waiting {
-                State::Waiting
-            } else {
-                State::Stalled
-            },
+            state: if self.is_waiting { State::Waiting } else { State::Stalled },
             reason: self.reason,
             message: self.message.clone(),
         }

@@ -49,10 +49,7 @@ impl Namespaces {
             let model = settled.admit(&key, source, refusals);
             if let Ok(model) = &model {
                 for (name, relations) in &model.classes {
-                    let namespace = Namespace {
-                        owner: key.clone(),
-                        relations: relations.clone(),
-                    };
+                    let namespace = Namespace { owner: key.clone(), relations: relations.clone() };
                     settled.namespaces.insert(name.clone(), namespace);
                 }
             }
@@ -133,9 +130,7 @@ impl Namespaces {
                 }
             }
             if !tuples.insert(tuple.clone()) {
-                return Err(Rejection::invalid(format!(
-                    "{field}: stands there twice; remove one"
-                )));
+                return Err(Rejection::invalid(format!("{field}: stands there twice; remove one")));
             }
         }
         Ok(tuples)
@@ -171,11 +166,7 @@ impl Namespaces {
         let known: Vec<&str> = relations.iter().map(String::as_str).collect();
         Err(Rejection::invalid(format!(
             "{field}.relation: class {namespace} has no {relation:?}; it has {}",
-            if known.is_empty() {
-                "none".to_owned()
-            } else {
-                known.join(", ")
-            }
+            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
         )))
     }
 }

@@ -111,9 +111,7 @@ struct Retry {
 #[serde(tag = "handler", content = "config", rename_all = "snake_case")]
 enum Mutator {
     Noop,
-    Header {
-        headers: BTreeMap<&'static str, &'static str>,
-    },
+    Header { headers: BTreeMap<&'static str, &'static str> },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -136,10 +134,7 @@ impl Authorizer {
             ),
             // 0.40.9 multiplies max_delay by 10^6: this is half a second for
             // each of five attempts.
-            retry: Retry {
-                max_delay: "500ns",
-                give_up_after: "100ms",
-            },
+            retry: Retry { max_delay: "500ns", give_up_after: "100ms" },
         })
     }
 }
@@ -167,11 +162,7 @@ impl UrlPattern {
     /// When the regular expression does not compile, which would make
     /// Oathkeeper answer 500 to everything.
     pub fn within(host: &str, patterns: &BTreeSet<Pattern>) -> Result<Self, regex::Error> {
-        let pattern = Self {
-            host: escape(host),
-            paths: alternatives(patterns),
-            is_complement: false,
-        };
+        let pattern = Self { host: escape(host), paths: alternatives(patterns), is_complement: false };
         pattern.regex()?;
         Ok(pattern)
     }
@@ -179,11 +170,7 @@ impl UrlPattern {
     /// The requests to `host` whose path is not in `patterns`.
     #[must_use]
     pub fn outside(host: &str, patterns: &BTreeSet<Pattern>) -> Self {
-        Self {
-            host: escape(host),
-            paths: alternatives(patterns),
-            is_complement: !patterns.is_empty(),
-        }
+        Self { host: escape(host), paths: alternatives(patterns), is_complement: !patterns.is_empty() }
     }
 
     /// What Oathkeeper matches, in the grammar of the crate `regex`; for a
@@ -192,10 +179,7 @@ impl UrlPattern {
     /// # Errors
     /// When it does not compile.
     pub fn regex(&self) -> Result<Regex, regex::Error> {
-        Regex::new(&format!(
-            "^(?:https?)://(?:(?i:{}))(?:(?::[0-9]+)?)/(?:{})$",
-            self.host, self.paths
-        ))
+        Regex::new(&format!("^(?:https?)://(?:(?i:{}))(?:(?::[0-9]+)?)/(?:{})$", self.host, self.paths))
     }
 
     fn render(&self) -> String {
@@ -221,19 +205,13 @@ impl Decision {
     /// Refuses everyone with 403, with or without credentials.
     #[must_use]
     pub const fn deny() -> Self {
-        Self {
-            authenticator: Authenticator::Noop,
-            authorizer: Authorizer::Deny,
-        }
+        Self { authenticator: Authenticator::Noop, authorizer: Authorizer::Deny }
     }
 
     /// Allows everyone. A token that is sent all the same is not looked at.
     #[must_use]
     pub const fn public() -> Self {
-        Self {
-            authenticator: Authenticator::Noop,
-            authorizer: Authorizer::Allow,
-        }
+        Self { authenticator: Authenticator::Noop, authorizer: Authorizer::Allow }
     }
 
     fn mutator(&self) -> Mutator {
@@ -243,9 +221,7 @@ impl Decision {
             (_, Authenticator::Noop) => "",
             (_, Authenticator::Jwt(_)) => "{{ print .Subject }}",
         };
-        Mutator::Header {
-            headers: [(SUBJECT_HEADER, subject)].into(),
-        }
+        Mutator::Header { headers: [(SUBJECT_HEADER, subject)].into() }
     }
 }
 
@@ -258,10 +234,7 @@ impl Rule {
             id: String::new(),
             version: VERSION,
             upstream: Upstream::default(),
-            matches: Match {
-                url: url.render(),
-                methods,
-            },
+            matches: Match { url: url.render(), methods },
             authenticators: vec![decision.authenticator],
             authorizer: decision.authorizer,
             mutators: vec![mutator],

@@ -105,10 +105,8 @@ impl<'a> World<'a> {
         services: impl IntoIterator<Item = &'a Service>,
         claims: &'a Claims<'a>,
     ) -> Self {
-        let mut policies: Vec<&AuthPolicy> = policies
-            .into_iter()
-            .filter(|policy| policy.metadata.deletion_timestamp.is_none())
-            .collect();
+        let mut policies: Vec<&AuthPolicy> =
+            policies.into_iter().filter(|policy| policy.metadata.deletion_timestamp.is_none()).collect();
         policies.sort_by_cached_key(|policy| age(policy));
         let mut world = Self {
             policies,
@@ -119,10 +117,7 @@ impl<'a> World<'a> {
         };
         for policy in world.policies.clone() {
             for host in world.territory(policy).hosts {
-                world
-                    .governors
-                    .entry(host)
-                    .or_insert_with(|| PolicyKey::of(policy));
+                world.governors.entry(host).or_insert_with(|| PolicyKey::of(policy));
             }
         }
         world
@@ -139,10 +134,7 @@ impl<'a> World<'a> {
     /// # Errors
     /// When no class can be chosen.
     pub fn class(&self, policy: &AuthPolicy) -> Result<&'a AuthClass, Rejection> {
-        Ok(class::choose(
-            self.classes.iter().copied(),
-            policy.spec.class_name.as_deref(),
-        )?)
+        Ok(class::choose(self.classes.iter().copied(), policy.spec.class_name.as_deref())?)
     }
 
     /// The policies of `class`, oldest first.
@@ -176,9 +168,7 @@ impl<'a> World<'a> {
             if let Some(name) = &target.expose
                 && !service.spec.expose.iter().any(|expose| expose.name == *name)
             {
-                territory
-                    .missing
-                    .push(format!("expose {name} of Service {}", target.service));
+                territory.missing.push(format!("expose {name} of Service {}", target.service));
             }
             for expose in service.spec.expose.iter().filter(|expose| aims(target, expose)) {
                 territory.routes += 1;
@@ -196,11 +186,7 @@ impl<'a> World<'a> {
         let name = service.name_any();
         self.policies.iter().copied().find(|policy| {
             policy.namespace() == service.namespace()
-                && policy
-                    .spec
-                    .targets
-                    .iter()
-                    .any(|target| target.service == name && aims(target, expose))
+                && policy.spec.targets.iter().any(|target| target.service == name && aims(target, expose))
         })
     }
 
@@ -212,14 +198,8 @@ impl<'a> World<'a> {
     pub fn admit(&self, policy: &AuthPolicy, territory: &Territory) -> Result<(), Rejection> {
         let me = PolicyKey::of(policy);
         for (index, target) in policy.spec.targets.iter().enumerate() {
-            let key = ServiceKey {
-                namespace: me.namespace.clone(),
-                name: target.service.clone(),
-            };
-            let exposes = self
-                .services
-                .get(&key)
-                .map_or(&[][..], |s| s.spec.expose.as_slice());
+            let key = ServiceKey { namespace: me.namespace.clone(), name: target.service.clone() };
+            let exposes = self.services.get(&key).map_or(&[][..], |s| s.spec.expose.as_slice());
             if exposes.iter().any(|expose| {
                 target.expose.as_deref() == Some(expose.name.as_str())
                     && expose.auth_mode() == AuthMode::Public
@@ -256,10 +236,7 @@ impl Territory {
     /// Says which targets do not exist.
     #[must_use]
     pub fn not_found(&self) -> String {
-        format!(
-            "spec.targets: {} not found in this namespace",
-            self.missing.join(", ")
-        )
+        format!("spec.targets: {} not found in this namespace", self.missing.join(", "))
     }
 }
 

@@ -1,0 +1,3 @@
+//! Commands besides the operator itself.
+
+pub mod agent;
