@@ -128,7 +128,8 @@ impl Bench {
     async fn versions(&self, name: &str) -> Result<Vec<(String, Option<String>)>> {
         // A Deployment's resource version moves with its status.
         let generation = self.api::<Deployment>().get(name).await?.metadata.generation;
-        let mut versions = vec![("Deployment".to_owned(), generation.map(|generation| generation.to_string()))];
+        let mut versions =
+            vec![("Deployment".to_owned(), generation.map(|generation| generation.to_string()))];
         versions.push(("Service".to_owned(), self.api::<CoreService>().get(name).await?.resource_version()));
         let routes = self.routes().list(&ListParams::default()).await?;
         versions.extend(routes.iter().map(|route| (route.name_any(), route.resource_version())));
