@@ -50,7 +50,11 @@ impl From<reqwest::Error> for FetchError {
             }
             cause = inner.source();
         }
-        if error.is_timeout() { Self::Timeout } else { Self::Failed(error) }
+        if error.is_timeout() {
+            Self::Timeout
+        } else {
+            Self::Failed(error)
+        }
     }
 }
 
@@ -109,7 +113,10 @@ impl Fetcher {
                 return Err(FetchError::TooLarge);
             }
         }
-        Ok(Fetched { status: response.status().as_u16(), body_length })
+        Ok(Fetched {
+            status: response.status().as_u16(),
+            body_length,
+        })
     }
 }
 
