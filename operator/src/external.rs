@@ -1,6 +1,6 @@
-//! Clients of the systems that the operator configures.
+//! Clients of the systems around the cluster.
 
-mod http;
+pub mod http;
 pub mod keto;
 pub mod oathkeeper;
 pub mod postgres;

@@ -14,6 +14,7 @@ use crate::{
     context::Context,
     controllers,
     events::Events,
+    external::postgres::Servers,
     leader,
     metrics::Metrics,
     stores::Stores,
@@ -49,6 +50,7 @@ pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
     let ctx = Arc::new(Context {
         stores: Stores::start(&client, &config.namespace),
         publications: Publications::default(),
+        servers: Servers::default(),
         applier: Applier::new(client.clone()),
         events: Events::new(client.clone(), &config.identity),
         backoff: Backoff::default(),

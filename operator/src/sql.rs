@@ -74,12 +74,7 @@ impl Statement {
     /// A statement of one command, outside a transaction.
     #[must_use]
     pub fn single(step: &'static str, command: String) -> Self {
-        Self {
-            step,
-            shown: command.clone(),
-            text: command,
-            is_slow: false,
-        }
+        Self { step, shown: command.clone(), text: command, is_slow: false }
     }
 
     /// Commands that take effect together or not at all.
@@ -97,12 +92,7 @@ impl Statement {
     ) -> Self {
         let shown = Self::transaction(step, &commands("'<verifier>'")).text;
         let text = Self::transaction(step, &commands(&Literal(verifier.expose()).to_string())).text;
-        Self {
-            step,
-            text,
-            shown,
-            is_slow: false,
-        }
+        Self { step, text, shown, is_slow: false }
     }
 
     /// The same, allowed to take as long as copying or removing a database's files does.
@@ -203,11 +193,7 @@ mod tests {
         });
         assert!(statement.is_secret());
         assert!(statement.expose().contains(verifier.expose()));
-        for shown in [
-            format!("{statement:?}"),
-            format!("{statement}"),
-            format!("{verifier:?}"),
-        ] {
+        for shown in [format!("{statement:?}"), format!("{statement}"), format!("{verifier:?}")] {
             assert!(!shown.contains("SCRAM"), "{shown}");
         }
     }

@@ -26,12 +26,7 @@ fn desired(database: &str, uid: &str) -> Desired {
     Desired {
         names: Names::new(database).unwrap(),
         marker: Marker::new(uid, "cluster", "demo", database),
-        logins: ROLES
-            .map(|role| Login {
-                role,
-                connection_limit: 3,
-            })
-            .into(),
+        logins: ROLES.map(|role| Login { role, connection_limit: 3 }).into(),
     }
 }
 
@@ -51,20 +46,14 @@ async fn connect(
 
 /// The SQLSTATE with which `sql` is refused.
 async fn refused(client: &tokio_postgres::Client, sql: &str) -> String {
-    let error = client
-        .batch_execute(sql)
-        .await
-        .expect_err(&format!("{sql} was allowed"));
+    let error = client.batch_execute(sql).await.expect_err(&format!("{sql} was allowed"));
     error.code().unwrap().code().to_owned()
 }
 
 /// Every login works and has the rights of its role.
 async fn assert_works(server: &Server, desired: &Desired, passwords: &Passwords) {
     let owner = connect(server, desired, passwords, RoleName::Owner).await.unwrap();
-    owner
-        .batch_execute("CREATE TABLE notes (id serial PRIMARY KEY, text text)")
-        .await
-        .unwrap();
+    owner.batch_execute("CREATE TABLE notes (id serial PRIMARY KEY, text text)").await.unwrap();
     let writer = connect(server, desired, passwords, RoleName::Writer).await.unwrap();
     writer
         .batch_execute("INSERT INTO notes (text) VALUES ('one'); UPDATE notes SET text = 'two'")
@@ -93,9 +82,7 @@ async fn provisioning_works_and_the_second_run_changes_nothing_and_no_log_has_a_
         assert_works(&server, &desired, &passwords).await;
 
         let before = server.log().len();
-        provision(&session, &desired, &passwords, Some(&facts.system_identifier))
-            .await
-            .unwrap();
+        provision(&session, &desired, &passwords, Some(&facts.system_identifier)).await.unwrap();
         for role in ROLES {
             let endpoint = server.endpoint("127.0.0.1");
             let answer = check_login(&session, &endpoint, &desired.names, role, &passwords[&role]).await;
@@ -172,11 +159,7 @@ fn script(desired: &Desired, admin: Admin, passwords: &Passwords) -> Vec<(bool, 
         is_replica: false,
         admin: String::new(),
         is_superuser: matches!(admin, Admin::Superuser),
-        attributes: catalog::Attributes {
-            create_role: true,
-            create_database: true,
-            inherit: true,
-        },
+        attributes: catalog::Attributes { create_role: true, create_database: true, inherit: true },
     };
     let empty = Catalog::default();
     let fresh = Schemas {
@@ -185,7 +168,8 @@ fn script(desired: &Desired, admin: Admin, passwords: &Passwords) -> Vec<(bool, 
     };
     let verifiers = passwords.iter().map(|(role, p)| (*role, p.verifier())).collect();
     let outside = |statement| (false, statement);
-    let mut script: Vec<_> = plan::database::plan(desired, &empty).unwrap().into_iter().map(outside).collect();
+    let mut script: Vec<_> =
+        plan::database::plan(desired, &empty).unwrap().into_iter().map(outside).collect();
     script.extend(plan::schema::plan(desired, &facts, &fresh).unwrap().map(|s| (true, s)));
     script.extend(plan::logins::plan(desired, &empty, &verifiers).into_iter().map(outside));
     script
@@ -198,7 +182,8 @@ async fn a_run_after_a_crash_at_any_statement_ends_as_if_nothing_had_happened() 
         let length = script(&desired("x", "u"), admin, &passwords()).len();
         assert_eq!(length, 8, "groups, database, grants, open, schema, three logins");
         for crash in 0..=length {
-            let (desired, passwords) = (desired(&format!("{admin:?}_{crash}").to_lowercase(), "uid-1"), passwords());
+            let (desired, passwords) =
+                (desired(&format!("{admin:?}_{crash}").to_lowercase(), "uid-1"), passwords());
             let session = server.session(admin).await;
             for (position, (is_inside, statement)) in script(&desired, admin, &passwords).iter().enumerate() {
                 let connection = if *is_inside {
@@ -251,10 +236,8 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
 
     let session = server.session(Admin::CreateRole).await;
     provision(&session, &desired("shop", "uid-1"), &passwords(), None).await.unwrap();
-    let stranger = Desired {
-        marker: Marker::new("uid-2", "cluster", "elsewhere", "shop"),
-        ..desired("shop", "uid-2")
-    };
+    let stranger =
+        Desired { marker: Marker::new("uid-2", "cluster", "elsewhere", "shop"), ..desired("shop", "uid-2") };
     let error = provision(&session, &stranger, &passwords(), None).await.unwrap_err();
     assert!(matches!(error, Error::Conflict(_)), "{error}");
     drop_database(&session, &stranger, None).await.unwrap();
@@ -312,10 +295,7 @@ async fn drift_is_repaired() {
         provision(&session, &desired, &passwords, None).await.unwrap();
         assert_works(&server, &desired, &passwords).await;
 
-        let fewer = Desired {
-            logins: desired.logins[..2].to_vec(),
-            ..desired.clone()
-        };
+        let fewer = Desired { logins: desired.logins[..2].to_vec(), ..desired.clone() };
         provision(&session, &fewer, &passwords, None).await.unwrap();
         let error = connect(&server, &desired, &passwords, RoleName::Reader).await.err().unwrap();
         assert_eq!(error.code().unwrap().code(), "28P01", "a login nobody asks for is shut");
@@ -373,10 +353,7 @@ async fn another_tenants_grant_that_keeps_a_role_is_named() {
     provision(&session, &ours, &secrets, None).await.unwrap();
     provision(&session, &theirs, &secrets, None).await.unwrap();
     let owner = connect(&server, &theirs, &secrets, RoleName::Owner).await.unwrap();
-    owner
-        .batch_execute("CREATE TABLE t (id int); GRANT SELECT ON t TO ours_writer")
-        .await
-        .unwrap();
+    owner.batch_execute("CREATE TABLE t (id int); GRANT SELECT ON t TO ours_writer").await.unwrap();
     let error = drop_database(&session, &ours, None).await.unwrap_err();
     assert!(error.to_string().contains("ours_writer has 1 in theirs"), "{error}");
 }
@@ -384,9 +361,7 @@ async fn another_tenants_grant_that_keeps_a_role_is_named() {
 #[tokio::test]
 async fn certificate_and_host_name_are_checked() {
     let server = Server::start().await;
-    let tls = Tls::VerifyFull {
-        authorities: server.authorities(),
-    };
+    let tls = Tls::VerifyFull { authorities: server.authorities() };
     let session = server.session_with(Admin::CreateRole, "localhost", tls.clone()).await;
     let (desired, passwords) = (desired("shop", "uid-1"), passwords());
     provision(&session, &desired, &passwords, None).await.unwrap();
@@ -396,9 +371,7 @@ async fn certificate_and_host_name_are_checked() {
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
 
     let other = Server::start().await;
-    let stranger = Tls::VerifyFull {
-        authorities: other.authorities(),
-    };
+    let stranger = Tls::VerifyFull { authorities: other.authorities() };
     let wrong_authority = server.session_with(Admin::Superuser, "localhost", stranger).await;
     let error = wrong_authority.maintenance().await.err().unwrap();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");

@@ -162,11 +162,7 @@ impl Connection {
                 }
             }
         });
-        Self {
-            client,
-            ineffective,
-            driver: AbortOnDropHandle::new(driver),
-        }
+        Self { client, ineffective, driver: AbortOnDropHandle::new(driver) }
     }
 
     /// Runs one message. After an error the connection must not be used again.
@@ -183,17 +179,9 @@ impl Connection {
             Ok(Err(error)) => return Err(Error::statement(statement.step(), statement.is_secret(), &error)),
             Err(_) => return Err(Error::statement_timeout(statement.step())),
         }
-        match self
-            .ineffective
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        match self.ineffective.lock().unwrap_or_else(PoisonError::into_inner).take() {
             None => Ok(()),
-            Some(message) => Err(Error::NoEffect {
-                step: statement.step(),
-                message,
-            }),
+            Some(message) => Err(Error::NoEffect { step: statement.step(), message }),
         }
     }
 

@@ -49,19 +49,11 @@ impl Server {
         if self.is_superuser {
             return Vec::new();
         }
-        let Attributes {
-            create_role,
-            create_database,
-            inherit,
-        } = self.attributes;
-        [
-            (create_role, "CREATEROLE"),
-            (create_database, "CREATEDB"),
-            (inherit, "INHERIT"),
-        ]
-        .into_iter()
-        .filter_map(|(has, word)| (!has).then_some(word))
-        .collect()
+        let Attributes { create_role, create_database, inherit } = self.attributes;
+        [(create_role, "CREATEROLE"), (create_database, "CREATEDB"), (inherit, "INHERIT")]
+            .into_iter()
+            .filter_map(|(has, word)| (!has).then_some(word))
+            .collect()
     }
 
     /// Whether schema `public` of a new database belongs to somebody else, so

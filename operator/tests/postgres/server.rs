@@ -74,14 +74,7 @@ impl Server {
             .stderr(log)
             .spawn()
             .unwrap();
-        let server = Self {
-            dir,
-            process,
-            port,
-            servers: Servers::default(),
-            superuser,
-            creator,
-        };
+        let server = Self { dir, process, port, servers: Servers::default(), superuser, creator };
         let superuser = server.connect_when_up().await;
         superuser
             .batch_execute(&format!(
@@ -124,10 +117,7 @@ impl Server {
     }
 
     pub fn endpoint(&self, host: &str) -> Endpoint {
-        Endpoint {
-            host: host.to_owned(),
-            port: self.port,
-        }
+        Endpoint { host: host.to_owned(), port: self.port }
     }
 
     /// The certificate that signed the server's.
@@ -136,7 +126,11 @@ impl Server {
     }
 
     /// A connection as an application makes it: no pinned options.
-    pub async fn client(&self, login: &Login, database: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    pub async fn client(
+        &self,
+        login: &Login,
+        database: &str,
+    ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::Config::new()
             .host("127.0.0.1")
             .port(self.port)
@@ -162,9 +156,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Immediate shutdown: ends the server's own children as well.
-        let stopped = Command::new("kill")
-            .args(["-QUIT", &self.process.id().to_string()])
-            .status();
+        let stopped = Command::new("kill").args(["-QUIT", &self.process.id().to_string()]).status();
         if stopped.is_ok() {
             let _ = self.process.wait();
         }
@@ -177,10 +169,7 @@ pub async fn run(connection: &Connection, statement: &peristyle::sql::Statement)
 }
 
 pub fn login(user: &str, password: &str) -> Login {
-    Login {
-        user: user.to_owned(),
-        password: password.to_owned().into(),
-    }
+    Login { user: user.to_owned(), password: password.to_owned().into() }
 }
 
 fn expose(login: &Login) -> &str {
@@ -244,7 +233,20 @@ fn certificates(dir: &Path) {
     );
     fs::write(dir.join("san"), "subjectAltName=DNS:localhost").unwrap();
     openssl(&[
-        "x509", "-req", "-days", "2", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key",
-        "-CAcreateserial", "-extfile", "san", "-out", "server.crt",
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        "san",
+        "-out",
+        "server.crt",
     ]);
 }

@@ -128,9 +128,7 @@ impl Connection {
             }
         }
         for row in self.query(DEFAULTS, &[&owner.as_str()]).await? {
-            schemas
-                .defaults
-                .insert((column(&row, 0)?, column(&row, 1)?, column(&row, 2)?, column(&row, 3)?));
+            schemas.defaults.insert((column(&row, 0)?, column(&row, 1)?, column(&row, 2)?, column(&row, 3)?));
         }
         Ok(schemas)
     }

@@ -11,9 +11,8 @@ use crate::{
 };
 
 /// SQLSTATEs that mean "not now": locked, updated by another, starting, full.
-const PASSING: [&str; 10] = [
-    "55P03", "XX000", "40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", "55006",
-];
+const PASSING: [&str; 10] =
+    ["55P03", "XX000", "40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", "55006"];
 /// SQLSTATEs of a server that starts or stops.
 const STARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
 /// SQLSTATEs that mean that somebody created the same at the same time.
@@ -110,16 +109,9 @@ impl Error {
             Some(db) if !STARTING.contains(&db.code().code()) => Self::Refused {
                 endpoint: endpoint.clone(),
                 user: login.user.clone(),
-                refusal: Refusal {
-                    code: db.code().code().to_owned(),
-                    message: db.message().to_owned(),
-                },
+                refusal: Refusal { code: db.code().code().to_owned(), message: db.message().to_owned() },
             },
-            _ => Self::Unreachable {
-                endpoint: endpoint.clone(),
-                cause: cause(error),
-                retry: Duration::ZERO,
-            },
+            _ => Self::Unreachable { endpoint: endpoint.clone(), cause: cause(error), retry: Duration::ZERO },
         }
     }
 
@@ -138,19 +130,11 @@ impl Error {
         } else {
             cause(error)
         };
-        Self::Statement {
-            step,
-            code: error.code().map(|code| code.code().to_owned()),
-            message,
-        }
+        Self::Statement { step, code: error.code().map(|code| code.code().to_owned()), message }
     }
 
     pub(super) fn statement_timeout(step: &'static str) -> Self {
-        Self::Statement {
-            step,
-            code: None,
-            message: "the server took too long".to_owned(),
-        }
+        Self::Statement { step, code: None, message: "the server took too long".to_owned() }
     }
 
     /// SQLSTATE of a failed statement.

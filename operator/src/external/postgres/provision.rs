@@ -87,17 +87,17 @@ pub async fn check_login(
     role: RoleName,
     password: &Password,
 ) -> Result<Result<(), Refusal>, Error> {
-    let login = Login {
-        user: names.login(role).as_str().to_owned(),
-        password: password.expose().to_owned().into(),
-    };
+    let login =
+        Login { user: names.login(role).as_str().to_owned(), password: password.expose().to_owned().into() };
     match session.login(endpoint, &login, names.database.as_str()).await {
         Ok(connection) => {
             connection.close().await;
             Ok(Ok(()))
         }
         // The role's own limit is looked at after its password.
-        Err(Error::Refused { refusal, .. }) if refusal.code == "53300" && refusal.message.contains(&login.user) => {
+        Err(Error::Refused { refusal, .. })
+            if refusal.code == "53300" && refusal.message.contains(&login.user) =>
+        {
             Ok(Ok(()))
         }
         Err(Error::Refused { refusal, .. }) => Ok(Err(refusal)),
@@ -127,7 +127,11 @@ pub async fn set_password(
 /// # Errors
 /// [`Error::InUse`] names who keeps it, [`Error::OtherServer`] when the server
 /// is not the one where it was created.
-pub async fn drop_database(session: &Session, desired: &Desired, expected: Option<&str>) -> Result<(), Error> {
+pub async fn drop_database(
+    session: &Session,
+    desired: &Desired,
+    expected: Option<&str>,
+) -> Result<(), Error> {
     let admin = session.maintenance().await?;
     let server = inspect(session, &admin, expected).await?;
     let catalog = admin.catalog(&desired.names, &server.admin).await?;
@@ -143,10 +147,7 @@ pub async fn drop_database(session: &Session, desired: &Desired, expected: Optio
             },
             Some("2BP01") => {
                 let roles: Vec<&str> = desired.names.roles().map(Identifier::as_str).collect();
-                Error::InUse {
-                    step,
-                    by: format!("objects or grants: {}", admin.dependents(&roles).await?),
-                }
+                Error::InUse { step, by: format!("objects or grants: {}", admin.dependents(&roles).await?) }
             }
             _ => error,
         });
@@ -158,10 +159,9 @@ pub async fn drop_database(session: &Session, desired: &Desired, expected: Optio
 async fn inspect(session: &Session, admin: &Connection, expected: Option<&str>) -> Result<Server, Error> {
     let server = session.inspect(admin).await?;
     match expected {
-        Some(expected) if expected != server.system_identifier => Err(Error::OtherServer {
-            expected: expected.to_owned(),
-            found: server.system_identifier,
-        }),
+        Some(expected) if expected != server.system_identifier => {
+            Err(Error::OtherServer { expected: expected.to_owned(), found: server.system_identifier })
+        }
         _ => Ok(server),
     }
 }

@@ -54,11 +54,7 @@ impl Servers {
         };
         // Those who waited meanwhile need not repeat a failure.
         server.check(&target.endpoint)?;
-        Ok(Session {
-            target,
-            server,
-            _permit: permit,
-        })
+        Ok(Session { target, server, _permit: permit })
     }
 
     /// Forgets failures, because the class or its Secret changed or its server was started.
@@ -73,10 +69,7 @@ impl Servers {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(class.to_owned())
             .or_insert_with(|| {
-                Arc::new(Server {
-                    permits: Arc::new(Semaphore::new(CONNECTIONS)),
-                    state: Mutex::default(),
-                })
+                Arc::new(Server { permits: Arc::new(Semaphore::new(CONNECTIONS)), state: Mutex::default() })
             })
             .clone()
     }
@@ -107,19 +100,10 @@ impl Server {
         let mut state = self.lock();
         match result {
             Err(Error::Unreachable { endpoint, cause, .. }) => {
-                let delay = FIRST_DELAY
-                    .saturating_mul(1 << state.failures.min(12))
-                    .min(MAX_DELAY);
+                let delay = FIRST_DELAY.saturating_mul(1 << state.failures.min(12)).min(MAX_DELAY);
                 state.failures += 1;
-                state.closed = Some(Closed {
-                    until: Instant::now() + delay,
-                    cause: cause.clone(),
-                });
-                Err(Error::Unreachable {
-                    endpoint,
-                    cause,
-                    retry: jitter(delay),
-                })
+                state.closed = Some(Closed { until: Instant::now() + delay, cause: cause.clone() });
+                Err(Error::Unreachable { endpoint, cause, retry: jitter(delay) })
             }
             answered => {
                 state.failures = 0;
@@ -158,7 +142,12 @@ impl Session {
     ///
     /// # Errors
     /// As [`Connection::open`].
-    pub async fn login(&self, endpoint: &Endpoint, login: &Login, database: &str) -> Result<Connection, Error> {
+    pub async fn login(
+        &self,
+        endpoint: &Endpoint,
+        login: &Login,
+        database: &str,
+    ) -> Result<Connection, Error> {
         self.open(endpoint, login, database).await
     }
 
@@ -188,16 +177,10 @@ mod tests {
         Target {
             class: "pg".to_owned(),
             // Port 1 of the loopback address refuses at once.
-            endpoint: Endpoint {
-                host: "127.0.0.1".to_owned(),
-                port: 1,
-            },
+            endpoint: Endpoint { host: "127.0.0.1".to_owned(), port: 1 },
             maintenance_database: "postgres".to_owned(),
             tls: Tls::Disabled,
-            admin: Login {
-                user: "admin".to_owned(),
-                password: "not-a-password".into(),
-            },
+            admin: Login { user: "admin".to_owned(), password: "not-a-password".into() },
         }
     }
 

@@ -93,17 +93,13 @@ fn groups(desired: &Desired, catalog: &Catalog) -> Option<Statement> {
 fn grants(desired: &Desired, catalog: &Catalog) -> Vec<Statement> {
     let names = &desired.names;
     let (writer, reader) = (names.group(RoleName::Writer), names.group(RoleName::Reader));
-    let wanted = [
-        (writer, "CONNECT"),
-        (writer, "TEMPORARY"),
-        (reader, "CONNECT"),
-    ];
+    let wanted = [(writer, "CONNECT"), (writer, "TEMPORARY"), (reader, "CONNECT")];
     let live = catalog.database.as_ref();
     let is_granted = live.is_some_and(|d| {
         d.comment.is_some()
-            && wanted
-                .iter()
-                .all(|(role, privilege)| d.grants.contains(&(role.as_str().to_owned(), (*privilege).to_owned())))
+            && wanted.iter().all(|(role, privilege)| {
+                d.grants.contains(&(role.as_str().to_owned(), (*privilege).to_owned()))
+            })
             && !d.grants.iter().any(|(grantee, _)| grantee == PUBLIC)
     });
     let mut plan = Vec::new();
@@ -132,16 +128,9 @@ pub(super) fn comment_on_role(role: &Identifier, desired: &Desired) -> String {
 }
 
 fn comment_on_database(desired: &Desired) -> String {
-    format!(
-        "COMMENT ON DATABASE {} IS {}",
-        desired.names.database,
-        Literal(&desired.marker.comment())
-    )
+    format!("COMMENT ON DATABASE {} IS {}", desired.names.database, Literal(&desired.marker.comment()))
 }
 
 fn conflict(kind: &'static str, name: &Identifier) -> Conflict {
-    Conflict {
-        kind,
-        name: name.as_str().to_owned(),
-    }
+    Conflict { kind, name: name.as_str().to_owned() }
 }

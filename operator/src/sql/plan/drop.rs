@@ -23,17 +23,10 @@ pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statem
     let logins: Vec<&Identifier> = ROLES.map(|role| names.login(role)).into_iter().filter(is_ours).collect();
     let groups: Vec<&Identifier> = ROLES.map(|role| names.group(role)).into_iter().filter(is_ours).collect();
     let mut plan = Vec::new();
-    let enabled = logins.iter().filter(|login| {
-        catalog
-            .roles
-            .get(login.as_str())
-            .is_some_and(|role| role.can_login)
-    });
+    let enabled =
+        logins.iter().filter(|login| catalog.roles.get(login.as_str()).is_some_and(|role| role.can_login));
     for login in enabled {
-        plan.push(Statement::single(
-            "disable a login",
-            format!("ALTER ROLE {login} NOLOGIN"),
-        ));
+        plan.push(Statement::single("disable a login", format!("ALTER ROLE {login} NOLOGIN")));
     }
     if let Some(database) = &catalog.database {
         let is_marked = desired.marker.ownership(database.comment.as_deref()) == Ownership::Ours;
@@ -71,11 +64,7 @@ fn end_sessions(database: &Identifier, login: &Identifier, server: &Server) -> S
     // Only a member of the session's role may end it.
     Statement::transaction(
         "end sessions",
-        &[
-            format!("GRANT {login} TO CURRENT_USER"),
-            terminate,
-            format!("REVOKE {login} FROM CURRENT_USER"),
-        ],
+        &[format!("GRANT {login} TO CURRENT_USER"), terminate, format!("REVOKE {login} FROM CURRENT_USER")],
     )
     .slow()
 }

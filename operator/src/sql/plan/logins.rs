@@ -18,7 +18,11 @@ use crate::sql::{
 /// only a login can tell. `verifiers` holds one for each wanted login; without
 /// it a missing login is not created.
 #[must_use]
-pub fn plan(desired: &Desired, catalog: &Catalog, verifiers: &BTreeMap<RoleName, Verifier>) -> Vec<Statement> {
+pub fn plan(
+    desired: &Desired,
+    catalog: &Catalog,
+    verifiers: &BTreeMap<RoleName, Verifier>,
+) -> Vec<Statement> {
     let names = &desired.names;
     let mut plan = Vec::new();
     for role in ROLES {
@@ -71,10 +75,7 @@ fn repair(names: &Names, login: Login, live: &Role, catalog: &Catalog) -> Option
     let member = (names.group(login.role).as_str().to_owned(), name.as_str().to_owned());
     let connect = (name.as_str().to_owned(), "CONNECT".to_owned());
     let is_connected = login.role != RoleName::Owner
-        || catalog
-            .database
-            .as_ref()
-            .is_some_and(|d| d.grants.contains(&connect));
+        || catalog.database.as_ref().is_some_and(|d| d.grants.contains(&connect));
     if !catalog.members.contains(&member) || !is_connected {
         commands.extend(membership(names, login.role));
     }
@@ -114,10 +115,7 @@ fn settings(names: &Names, role: RoleName) -> Vec<String> {
         let group = super::super::Literal(names.group(role).as_str()).to_string();
         commands.push(format!("ALTER ROLE {login} IN DATABASE {database} SET role = {group}"));
     }
-    commands.push(format!(
-        "ALTER ROLE {login} IN DATABASE {database} SET search_path = {}",
-        names.schema
-    ));
+    commands.push(format!("ALTER ROLE {login} IN DATABASE {database} SET search_path = {}", names.schema));
     commands
 }
 

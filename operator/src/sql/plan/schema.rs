@@ -31,12 +31,7 @@ const DEFAULTS: [Default; 3] = [
         writer: &["USAGE", "SELECT", "UPDATE"],
         reader: &["SELECT"],
     },
-    Default {
-        objects: "FUNCTIONS",
-        letter: "f",
-        writer: &["EXECUTE"],
-        reader: &["EXECUTE"],
-    },
+    Default { objects: "FUNCTIONS", letter: "f", writer: &["EXECUTE"], reader: &["EXECUTE"] },
 ];
 
 /// Plans the schema, the lock on `public` and the default privileges.
@@ -49,10 +44,7 @@ pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Result<Option
     let owner = names.group(RoleName::Owner);
     let found = live.owners.get(schema.as_str());
     if found.is_some_and(|found| found != owner.as_str()) {
-        return Err(Conflict {
-            kind: "schema",
-            name: schema.as_str().to_owned(),
-        });
+        return Err(Conflict { kind: "schema", name: schema.as_str().to_owned() });
     }
     if found.is_some() && is_settled(desired, server, live) {
         return Ok(None);
@@ -116,8 +108,7 @@ fn is_settled(desired: &Desired, server: &Server, live: &Schemas) -> bool {
         ))
     };
     let has_usage = |role: &Identifier| {
-        live.grants
-            .contains(&(schema.to_owned(), role.as_str().to_owned(), "USAGE".to_owned()))
+        live.grants.contains(&(schema.to_owned(), role.as_str().to_owned(), "USAGE".to_owned()))
     };
     let is_public_closed = server.leaves_public_open()
         || !live.grants.iter().any(|(s, grantee, _)| s == "public" && grantee == PUBLIC);
@@ -127,8 +118,6 @@ fn is_settled(desired: &Desired, server: &Server, live: &Schemas) -> bool {
         && has_default("*", "f", owner.as_str(), "EXECUTE")
         && !has_default("*", "f", PUBLIC, "EXECUTE")
         && rights(writer, reader).all(|(role, default, privileges)| {
-            privileges
-                .iter()
-                .all(|privilege| has_default(schema, default.letter, role.as_str(), privilege))
+            privileges.iter().all(|privilege| has_default(schema, default.letter, role.as_str(), privilege))
         })
 }
