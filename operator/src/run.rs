@@ -14,7 +14,7 @@ use crate::{
     context::Context,
     controllers,
     events::Events,
-    external::postgres::Servers,
+    external::{http, postgres::Servers},
     leader,
     metrics::Metrics,
     stores::Stores,
@@ -49,6 +49,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
     let ctx = Arc::new(Context {
         stores: Stores::start(&client, &config.namespace),
+        http: http::client()?,
         publications: Publications::default(),
         servers: Servers::default(),
         applier: Applier::new(client.clone()),

@@ -155,7 +155,7 @@ fn a_hook_runs_again_for_another_image_or_command_and_only_then() {
     let first = job(hook);
     assert_eq!(first, job(&format!("replicas: 7, env: [{{name: X, value: v}}], {hook}")));
     assert_ne!(first, job("hooks: {preRollout: [{name: m, command: [ab]}]}"));
-    assert_ne!(first, job("hooks: {preRollout: [{name: n, command: [a, b]}]}"));
+    assert_ne!(first, job("hooks: {preRollout: [{name: o, command: [a, b]}]}"));
     let other = service(hook).replace("image: x", "image: z");
     let rendered = one(&other).unwrap();
     let job = rendered.objects.into_iter().find(|object| object["kind"] == "Job").unwrap();

@@ -61,7 +61,7 @@ impl Classified for Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
-    let triggers = triggers::all(&ctx.stores, &ctx.config.edge_errors_service);
+    let triggers = triggers::all(&ctx.stores, &ctx.publications, &ctx.config.edge_errors_service);
     reconcile::run(ctx.clone(), &ctx.stores.services, triggers, reconcile).await;
 }
 

@@ -22,6 +22,12 @@ use tonic::Status;
 pub struct Deadline(Instant);
 
 impl Deadline {
+    /// In this much time from now.
+    #[must_use]
+    pub fn after(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
     /// The time left, at most `limit`.
     #[must_use]
     pub fn remaining(self, limit: Duration) -> Duration {
@@ -147,11 +153,11 @@ mod tests {
         assert_eq!(parse(text), expected);
     }
 
-    #[tokio::test]
-    async fn an_outgoing_call_gets_the_smaller_of_limit_and_rest() {
-        let soon = Deadline(Instant::now() + Duration::from_millis(50));
+    #[test]
+    fn an_outgoing_call_gets_the_smaller_of_limit_and_rest() {
+        let soon = Deadline::after(Duration::from_millis(50));
         assert!(soon.remaining(Duration::from_secs(2)) <= Duration::from_millis(50));
-        let late = Deadline(Instant::now() + Duration::from_mins(1));
+        let late = Deadline::after(Duration::from_mins(1));
         assert_eq!(late.remaining(Duration::from_secs(2)), Duration::from_secs(2));
     }
 

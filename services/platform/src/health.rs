@@ -48,14 +48,13 @@ impl Readiness {
     /// Checks the databases again and again until `stop`.
     pub async fn watch(self, stop: CancellationToken) {
         self.reporter.set_service_status("liveness", ServingStatus::Serving).await;
-        loop {
-            let ready = self.check().await;
-            let pause = if ready { CALM } else { ANXIOUS };
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
+        let forever = async {
+            loop {
+                let pause = if self.check().await { CALM } else { ANXIOUS };
+                tokio::time::sleep(pause).await;
             }
-        }
+        };
+        stop.run_until_cancelled(forever).await;
     }
 
     async fn check(&self) -> bool {

@@ -7,7 +7,8 @@ use kube::{ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
     class::DEFAULT_CLASS_ANNOTATION,
     v1alpha1::{
-        AuthPolicy, EdgeClass, EdgeClassSpec, Service,
+        AuthClass, AuthClassSpec, EdgeClass, EdgeClassSpec, Service,
+        auth_class::{Issuer, Oathkeeper},
         database::{Role, RoleName},
         edge_class::{AllowedHosts, Hosts, NamespaceSelector, Provider, Traefik},
         service::Expose,
@@ -16,12 +17,16 @@ use peristyle_crds::{
 
 use super::input::Input;
 use crate::{
+    auth::{
+        protection::{self, Protection},
+        publications::Publications,
+        world::World,
+    },
     controllers::service::{
-        observe::{DatabaseView, ExposeView, HostView, Observed, first_port},
+        observe::{DatabaseView, EdgeErrors, ExposeView, HostView, Observed, first_port},
         validate::DEFAULT_PORT,
     },
     edge::{claims::Claims, route::RouteProtection},
-    names,
 };
 
 /// The class of routes that name none, when the files hold no class: entry
@@ -30,7 +35,8 @@ const CLASS: &str = "public";
 const ENTRY_POINT: &str = "websecure";
 const TEMPLATE: &str = "{service}.{namespace}.example.com";
 /// Where decisions are made, when the files hold no AuthClass: as the stack chart installs it.
-const DECISIONS: (&str, &str) = ("oathkeeper-api", "peristyle-system");
+const DECISIONS: (&str, &str) = ("peristyle-system", "oathkeeper-api");
+const AUTH_CLASS: &str = "default";
 
 /// All that the Service refers to, ready.
 #[must_use]
@@ -53,7 +59,8 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         dependencies: dependencies.collect(),
         missing: Vec::new(),
         exposes: exposes(input, service).into_iter().collect(),
-        edge_errors: None,
+        // Which pods answer is the cluster's matter.
+        edge_errors: Some(EdgeErrors { address_type: "IPv4".to_owned(), addresses: Vec::new() }),
         has_traefik: true,
     }
 }
@@ -80,7 +87,9 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
 fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
     let classes = classes(input);
     let namespaces = namespaces(input);
+    let auth_classes = auth_classes(input);
     let claims = Claims::settle(&input.services, &classes, &namespaces);
+    let world = World::new(&input.auth_policies, &auth_classes, &input.services, &claims);
     let view = |expose: &Expose| match claims.hosts(service, expose) {
         Err(refusal) => ExposeView::Refused(refusal),
         Ok(hosts) => {
@@ -93,7 +102,7 @@ fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
                 class: hosts.class,
                 hosts: granted.collect(),
                 refused: hosts.refused,
-                protection: protection(input, service, expose),
+                protection: protection(&world, service, expose),
                 entry_points: spec.traefik.map(|traefik| traefik.entry_points).unwrap_or_default(),
             }
         }
@@ -160,27 +169,55 @@ fn namespaces(input: &Input) -> Vec<PartialObjectMeta<Namespace>> {
     namespaces
 }
 
-/// A policy of the files is taken to be live.
-fn protection(input: &Input, service: &Service, expose: &Expose) -> RouteProtection {
-    let targets = |policy: &&AuthPolicy| {
-        policy.namespace() == service.namespace()
-            && policy.spec.targets.iter().any(|target| {
-                target.service == service.name_any()
-                    && target.expose.as_ref().is_none_or(|name| *name == expose.name)
-            })
+/// The AuthClasses of the files, else one of the stack chart's shape that
+/// trusts every issuer that a policy names.
+fn auth_classes(input: &Input) -> Vec<AuthClass> {
+    if !input.auth_classes.is_empty() {
+        return input.auth_classes.clone();
+    }
+    let policies = &input.auth_policies;
+    let issuers: BTreeSet<String> = policies
+        .iter()
+        .flat_map(|policy| &policy.spec.authentication)
+        .map(|authentication| authentication.jwt.issuer.clone())
+        .collect();
+    let mut names: BTreeSet<&str> =
+        policies.iter().filter_map(|policy| policy.spec.class_name.as_deref()).collect();
+    names.insert(AUTH_CLASS);
+    let class = |name: &str| {
+        let mut class = AuthClass::new(
+            name,
+            AuthClassSpec {
+                oathkeeper: Oathkeeper {
+                    namespace: DECISIONS.0.to_owned(),
+                    service: DECISIONS.1.to_owned(),
+                    ..Oathkeeper::default()
+                },
+                issuers: issuers
+                    .iter()
+                    .map(|issuer| Issuer { issuer: issuer.clone(), jwks_url: issuer.clone() })
+                    .collect(),
+                ..AuthClassSpec::default()
+            },
+        );
+        if name == AUTH_CLASS {
+            class.metadata.annotations =
+                Some([(DEFAULT_CLASS_ANNOTATION.to_owned(), "true".to_owned())].into());
+        }
+        class
     };
-    let Some(policy) = input.auth_policies.iter().find(targets) else {
-        return RouteProtection::None;
-    };
-    let (name, namespace) = input.auth_classes.first().map_or_else(
-        || (DECISIONS.0.to_owned(), DECISIONS.1.to_owned()),
-        |class| {
-            let oathkeeper = &class.spec.oathkeeper;
-            (oathkeeper.service.clone(), oathkeeper.namespace.clone())
-        },
-    );
-    RouteProtection::Live {
-        hash: names::hash8([format!("{:?}", policy.spec).as_str()]),
-        decisions_url: format!("http://{name}.{namespace}.svc.cluster.local:4456/decisions"),
+    names.into_iter().map(class).collect()
+}
+
+/// A policy that compiles is taken to be live.
+fn protection(world: &World<'_>, service: &Service, expose: &Expose) -> RouteProtection {
+    // Of a policy that compiles, nothing is published without a cluster.
+    let decided = protection::decide(world, &Publications::default(), service, expose);
+    let class = world.targeting(service, expose).and_then(|policy| world.class(policy).ok());
+    match (decided, class) {
+        (Protection::Unknown { hash, .. }, Some(class)) => {
+            RouteProtection::Live { hash, decisions_url: protection::decisions_url(class) }
+        }
+        (decided, _) => decided.into(),
     }
 }

@@ -13,10 +13,14 @@ use peristyle_crds::{
 };
 
 use crate::{
+    auth::{
+        protection::{self, Protection},
+        world::Snapshot,
+    },
     conditions,
     context::Context,
     edge::{
-        claims::{Claims, Refusal},
+        claims::Refusal,
         route::{Guard, Host, RouteProtection},
         traefik::{self, build::object_name},
     },
@@ -194,14 +198,9 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
     if service.spec.expose.is_empty() {
         return BTreeMap::new();
     }
-    let services = ctx.stores.services.store().state();
-    let classes = ctx.stores.edge_classes.store().state();
-    let namespaces = ctx.stores.namespaces.store().state();
-    let claims = Claims::settle(
-        services.iter().map(|s| &**s),
-        classes.iter().map(|c| &**c),
-        namespaces.iter().map(|n| &**n),
-    );
+    let snapshot = Snapshot::take(&ctx.stores);
+    let claims = snapshot.claims();
+    let world = snapshot.world(&claims);
     let view = |expose: &Expose| {
         let hosts = match claims.hosts(service, expose) {
             Ok(hosts) => hosts,
@@ -223,15 +222,24 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
                 .unwrap_or_default(),
             class: hosts.class,
             refused: hosts.refused,
-            protection: protection(ctx, service, expose),
+            protection: protection::decide(&world, &ctx.publications, service, expose).into(),
         }
     };
     service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose))).collect()
 }
 
 /// The one place where the words of the policies become those of the routes.
-fn protection(_ctx: &Context, _service: &Service, _expose: &Expose) -> RouteProtection {
-    RouteProtection::None
+impl From<Protection> for RouteProtection {
+    fn from(protection: Protection) -> Self {
+        match protection {
+            Protection::None => Self::None,
+            Protection::Unknown { policy: _, hash } => Self::Unknown { hash },
+            Protection::Pending { policy, reason, message } => {
+                Self::Pending { reason, message: format!("AuthPolicy {policy}: {message}") }
+            }
+            Protection::Live { policy: _, hash, decisions_url } => Self::Live { hash, decisions_url },
+        }
+    }
 }
 
 fn serving(ctx: &Context, owner: &Owner, expose: &Expose, host: &str) -> Option<Guard> {

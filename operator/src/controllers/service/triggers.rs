@@ -10,17 +10,17 @@ use kube::{
 use peristyle_crds::{
     condition::{Reason, types},
     names::SERVICE_LABEL,
-    v1alpha1::{AuthPolicy, Database, Service},
+    v1alpha1::{Database, Service},
 };
 
 use super::observe::{Reference, SLICE_SERVICE_LABEL, references};
-use crate::{stores::Stores, watch::Watched};
+use crate::{auth::publications::Publications, stores::Stores, watch::Watched};
 
 type Trigger = BoxStream<'static, ObjectRef<Service>>;
 
 /// All of them.
 #[must_use]
-pub fn all(stores: &Stores, edge_errors: &str) -> Vec<Trigger> {
+pub fn all(stores: &Stores, publications: &Publications, edge_errors: &str) -> Vec<Trigger> {
     let edge_errors = edge_errors.to_owned();
     let concerning = Concerning(stores.services.store().clone());
     vec![
@@ -41,7 +41,13 @@ pub fn all(stores: &Stores, edge_errors: &str) -> Vec<Trigger> {
         concerning.each(&stores.config_maps, |map, service| {
             is_local(map, service) && references(service).contains(&Reference::ConfigMap(map.name_any()))
         }),
-        concerning.each(&stores.auth_policies, is_target),
+        // Also those that a policy no longer targets.
+        concerning
+            .each(&stores.auth_policies, |policy, service| is_local(policy, service) && is_exposed(service)),
+        concerning.each(&stores.auth_classes, |_, service| is_exposed(service)),
+        concerning.of(publications.changes(), |policy, service| {
+            policy.namespace == service.metadata.namespace && is_exposed(service)
+        }),
         concerning.each(&stores.edge_classes, |_, service| is_exposed(service)),
         concerning.each(&stores.namespaces, |_, service| is_exposed(service)),
         concerning.each(&stores.system_endpoint_slices, move |slice, service| {
@@ -81,17 +87,25 @@ impl Concerning {
         K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Default + Eq + std::hash::Hash + Clone + Send + Sync,
     {
+        self.of(watched.changes(), move |object, service| concerns(object, service))
+    }
+
+    fn of<T: Send + 'static>(
+        &self,
+        changes: BoxStream<'static, T>,
+        concerns: impl Fn(&T, &Service) -> bool + Send + 'static,
+    ) -> Trigger {
         let services = self.0.clone();
-        let matching = move |object: Arc<K>| {
+        let matching = move |changed: T| {
             let concerned: Vec<_> = services
                 .state()
                 .iter()
-                .filter(|service| concerns(&object, service))
+                .filter(|service| concerns(&changed, service))
                 .map(|service| ObjectRef::from_obj(&**service))
                 .collect();
             futures::stream::iter(concerned)
         };
-        watched.changes().flat_map(matching).boxed()
+        changes.flat_map(matching).boxed()
     }
 }
 
@@ -106,11 +120,6 @@ fn is_exposed(service: &Service) -> bool {
 fn uses(database: &Database, service: &Service) -> bool {
     let name = database.name_any();
     is_local(database, service) && service.spec.databases.iter().any(|binding| binding.database == name)
-}
-
-fn is_target(policy: &AuthPolicy, service: &Service) -> bool {
-    let name = service.name_any();
-    is_local(policy, service) && policy.spec.targets.iter().any(|target| target.service == name)
 }
 
 /// Whether `service` calls `changed`, or competes with it for a host.

@@ -44,8 +44,8 @@ async fn verify(app: &Running, token: &str) -> (StatusCode, Option<String>) {
 
 #[tokio::test]
 async fn an_account_is_registered_once_and_logs_in() {
-    let postgres = Postgres::start().await;
-    let app = serve(&[Name::Auth], &auth_env(&postgres).await).await;
+    let postgres = Postgres::shared().await;
+    let app = serve(&[Name::Auth], &auth_env(postgres).await).await;
 
     let new = json!({"username": "Alice", "password": PASSWORD});
     let (status, body) = post(&app, "/auth/register", new.clone()).await;
@@ -79,8 +79,8 @@ async fn an_account_is_registered_once_and_logs_in() {
 
 #[tokio::test]
 async fn the_same_is_done_over_grpc() {
-    let postgres = Postgres::start().await;
-    let app = serve(&[Name::Auth], &auth_env(&postgres).await).await;
+    let postgres = Postgres::shared().await;
+    let app = serve(&[Name::Auth], &auth_env(postgres).await).await;
     let mut client = AuthServiceClient::new(app.channel().await);
     let new = || RegisterRequest { username: "bob".into(), password: PASSWORD.into() };
     assert_eq!(client.register(new()).await.unwrap().into_inner().username, "bob");
@@ -97,8 +97,8 @@ async fn the_same_is_done_over_grpc() {
 
 #[tokio::test]
 async fn replicas_that_start_together_agree_on_the_key() {
-    let postgres = Postgres::start().await;
-    let env = auth_env(&postgres).await;
+    let postgres = Postgres::shared().await;
+    let env = auth_env(postgres).await;
     let (one, two) = tokio::join!(serve(&[Name::Auth], &env), serve(&[Name::Auth], &env));
     let register = json!({"username": "carol", "password": PASSWORD});
     assert_eq!(post(&one, "/auth/register", register).await.0, StatusCode::CREATED);

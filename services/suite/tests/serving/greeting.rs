@@ -21,9 +21,9 @@ fn hello(name: &str) -> v1::GreetRequest {
 
 #[tokio::test]
 async fn a_greeting_is_answered_stored_and_seen_by_logs_and_metrics() {
-    let postgres = Postgres::start().await;
-    let (greetings, mut env) = database(&postgres, Name::Greeter).await;
-    let (calls, caller_env) = database(&postgres, Name::Caller).await;
+    let postgres = Postgres::shared().await;
+    let (greetings, mut env) = database(postgres, Name::Greeter).await;
+    let (calls, caller_env) = database(postgres, Name::Caller).await;
     let port = web("hello").await;
     env.extend(caller_env);
     env.extend(vars([
@@ -86,8 +86,8 @@ async fn a_greeting_is_answered_stored_and_seen_by_logs_and_metrics() {
 
 #[tokio::test]
 async fn version_2_adds_languages_trace_and_a_stream_that_is_logged_at_its_end() {
-    let postgres = Postgres::start().await;
-    let (_, env) = database(&postgres, Name::Greeter).await;
+    let postgres = Postgres::shared().await;
+    let (_, env) = database(postgres, Name::Greeter).await;
     let app = serve(&[Name::Greeter], &env).await;
     let mut client = GreeterV2::new(app.channel().await);
 
@@ -134,8 +134,8 @@ async fn version_2_adds_languages_trace_and_a_stream_that_is_logged_at_its_end()
 
 #[tokio::test]
 async fn reflection_and_health_know_the_services_and_nothing_else_is_answered() {
-    let postgres = Postgres::start().await;
-    let (_, env) = database(&postgres, Name::Greeter).await;
+    let postgres = Postgres::shared().await;
+    let (_, env) = database(postgres, Name::Greeter).await;
     let app = serve(&[Name::Greeter], &env).await;
     app.ready().await;
     let channel = app.channel().await;
@@ -216,8 +216,8 @@ async fn a_greeting_does_without_caller_but_not_without_its_database() {
 
 #[tokio::test]
 async fn a_host_that_is_not_allowed_is_refused_and_remembered() {
-    let postgres = Postgres::start().await;
-    let (calls, env) = database(&postgres, Name::Caller).await;
+    let postgres = Postgres::shared().await;
+    let (calls, env) = database(postgres, Name::Caller).await;
     let app = serve(&[Name::Caller], &env).await;
     let mut client = caller::v1::caller_service_client::CallerServiceClient::new(app.channel().await);
     for (url, code) in [

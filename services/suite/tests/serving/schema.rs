@@ -11,7 +11,7 @@ async fn tables(url: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn migrations_go_up_twice_and_down_again_in_the_schema_of_the_role() {
-    let postgres = Postgres::start().await;
+    let postgres = Postgres::shared().await;
     for (name, expected) in [
         (Name::Greeter, vec!["app._sqlx_migrations", "app.greetings"]),
         (Name::Caller, vec!["app._sqlx_migrations", "app.call_logs"]),
@@ -31,7 +31,7 @@ async fn migrations_go_up_twice_and_down_again_in_the_schema_of_the_role() {
 
 #[tokio::test]
 async fn a_service_is_not_ready_before_its_migration_and_cannot_migrate_itself() {
-    let postgres = Postgres::start().await;
+    let postgres = Postgres::shared().await;
     let database = postgres.provision("greeter").await;
     let env = crate::fixture::vars([("DATABASE_URL", &database.writer)]);
     let app = crate::fixture::serve(&[Name::Greeter], &env).await;

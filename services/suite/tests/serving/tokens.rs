@@ -34,8 +34,8 @@ async fn greet(
 
 #[tokio::test]
 async fn a_call_needs_one_valid_token_and_its_subject_is_the_tokens() {
-    let postgres = Postgres::start().await;
-    let (greetings, mut env) = database(&postgres, Name::Greeter).await;
+    let postgres = Postgres::shared().await;
+    let (greetings, mut env) = database(postgres, Name::Greeter).await;
     let issuer = Issuer::new();
     let (layer, fetched) = layer(&issuer).await;
     env.extend(layer);
@@ -73,8 +73,8 @@ async fn a_call_needs_one_valid_token_and_its_subject_is_the_tokens() {
 
 #[tokio::test]
 async fn without_keys_no_call_passes() {
-    let postgres = Postgres::start().await;
-    let (_, mut env) = database(&postgres, Name::Greeter).await;
+    let postgres = Postgres::shared().await;
+    let (_, mut env) = database(postgres, Name::Greeter).await;
     env.extend(vars([
         ("JWT_JWKS_URL", "http://127.0.0.1:1/jwks"),
         ("JWT_ISSUER", "https://edge.test"),
@@ -89,9 +89,9 @@ async fn without_keys_no_call_passes() {
 
 #[tokio::test]
 async fn greeter_calls_caller_with_the_callers_token_and_trace() {
-    let postgres = Postgres::start().await;
-    let (_, mut greeter_env) = database(&postgres, Name::Greeter).await;
-    let (calls, mut caller_env) = database(&postgres, Name::Caller).await;
+    let postgres = Postgres::shared().await;
+    let (_, mut greeter_env) = database(postgres, Name::Greeter).await;
+    let (calls, mut caller_env) = database(postgres, Name::Caller).await;
     let issuer = Issuer::new();
     let (layer, _) = layer(&issuer).await;
     let port = web("hello").await;
