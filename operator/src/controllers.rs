@@ -1,7 +1,12 @@
 //! The controllers, one for each kind.
 
+<<<<<<< HEAD
+pub mod database;
+pub mod database_class;
+=======
 pub mod auth_class;
 pub mod auth_policy;
+>>>>>>> main
 pub mod edge_class;
 pub mod service;
 
@@ -12,9 +17,16 @@ use crate::context::Context;
 /// Runs every controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
     tokio::join!(
+<<<<<<< HEAD
+        database::run(ctx.clone()),
+        database_class::run(ctx.clone()),
+        edge_class::run(ctx.clone()),
+        service::run(ctx.clone()),
+=======
         auth_class::run(ctx.clone()),
         auth_policy::run(ctx.clone()),
         edge_class::run(ctx.clone()),
         service::run(ctx),
+>>>>>>> main
     );
 }

@@ -1,4 +1,4 @@
-//! Clients of the systems that the operator configures.
+//! Clients of the systems around the cluster.
 
 pub mod http;
 pub mod keto;

@@ -14,6 +14,7 @@ pub mod conditions;
 pub mod config;
 pub mod context;
 pub mod controllers;
+pub mod credentials;
 pub mod edge;
 pub mod events;
 pub mod external;

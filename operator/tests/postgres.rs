@@ -18,7 +18,7 @@ use peristyle::{
     },
 };
 use peristyle_crds::v1alpha1::database::RoleName;
-use server::{ADMINS, Admin, Server, login, run};
+use server::{ADMINS, Account, Admin, Server};
 
 type Passwords = BTreeMap<RoleName, Password>;
 
@@ -40,7 +40,7 @@ async fn connect(
     passwords: &Passwords,
     role: RoleName,
 ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-    let login = login(desired.names.login(role).as_str(), passwords[&role].expose());
+    let login = Account::new(desired.names.login(role).as_str(), passwords[&role].expose());
     server.client(&login, desired.names.database.as_str()).await
 }
 
@@ -144,7 +144,7 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     let session = server.session(Admin::CreateRole).await;
     provision(&session, &third.0, &third.1, None).await.unwrap();
     for role in ROLES {
-        let stranger = login(third.0.names.login(role).as_str(), third.1[&role].expose());
+        let stranger = Account::new(third.0.names.login(role).as_str(), third.1[&role].expose());
         let error = server.client(&stranger, "first").await.err().unwrap();
         assert_eq!(error.code().unwrap().code(), "42501", "{role:?} of another tenant");
     }
@@ -192,13 +192,13 @@ async fn a_run_after_a_crash_at_any_statement_ends_as_if_nothing_had_happened() 
                     session.maintenance().await.unwrap()
                 };
                 if position < crash {
-                    run(&connection, statement).await;
+                    connection.execute(statement).await.unwrap();
                 } else {
                     // The connection breaks before the end of the transaction.
                     let half = statement.expose().strip_suffix("COMMIT").map(ToOwned::to_owned);
                     if let Some(half) = half {
                         let cut = Statement::single("cut", half);
-                        run(&connection, &cut).await;
+                        connection.execute(&cut).await.unwrap();
                     }
                     drop(connection);
                     break;
@@ -380,7 +380,7 @@ async fn certificate_and_host_name_are_checked() {
 #[tokio::test]
 async fn a_wrong_password_of_the_administrator_is_not_taken_for_a_server_that_is_down() {
     let server = Server::start().await;
-    let mine = server.client(&login("postgres", "wrong"), "postgres").await.err().unwrap();
+    let mine = server.client(&Account::new("postgres", "wrong"), "postgres").await.err().unwrap();
     assert_eq!(mine.code().unwrap().code(), "28P01");
     let session = server.session(Admin::CreateRole).await;
     let superuser = server.superuser("postgres").await;

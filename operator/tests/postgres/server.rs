@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use peristyle::external::postgres::{Connection, Endpoint, Login, Servers, Session, Target, Tls};
+use peristyle::{
+    external::postgres::{Endpoint, Login, Servers, Session, Target, Tls},
+    sql::password::Password,
+};
 use tempfile::TempDir;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -21,8 +24,29 @@ pub struct Server {
     process: Child,
     port: u16,
     servers: Servers,
-    superuser: Login,
-    creator: Login,
+    superuser: Account,
+    creator: Account,
+}
+
+/// Name and password of a role.
+#[derive(Clone)]
+pub struct Account {
+    pub user: String,
+    pub password: String,
+}
+
+impl Account {
+    pub fn new(user: &str, password: &str) -> Self {
+        Self { user: user.to_owned(), password: password.to_owned() }
+    }
+
+    fn generate(user: &str) -> Self {
+        Self::new(user, Password::generate().expose())
+    }
+
+    fn login(&self) -> Login {
+        Login { user: self.user.clone(), password: self.password.clone().into() }
+    }
 }
 
 /// As whom the operator administers the server.
@@ -41,10 +65,9 @@ impl Server {
             "PostgreSQL 15 is missing: apt-get install -y --no-install-recommends postgresql-15"
         );
         let dir = tempfile::tempdir().unwrap();
-        let secret = || uuid();
-        let superuser = login("postgres", &secret());
-        let creator = login("creator", &secret());
-        fs::write(dir.path().join("password"), expose(&superuser)).unwrap();
+        let superuser = Account::generate("postgres");
+        let creator = Account::generate("creator");
+        fs::write(dir.path().join("password"), &superuser.password).unwrap();
         certificates(dir.path());
         give_to_server_user(dir.path());
         let data = dir.path().join("data");
@@ -79,7 +102,7 @@ impl Server {
         superuser
             .batch_execute(&format!(
                 "CREATE ROLE creator LOGIN CREATEROLE CREATEDB PASSWORD '{}'",
-                expose(&server.creator)
+                server.creator.password
             ))
             .await
             .unwrap();
@@ -109,8 +132,8 @@ impl Server {
             maintenance_database: "postgres".to_owned(),
             tls,
             admin: match admin {
-                Admin::Superuser => self.superuser.clone(),
-                Admin::CreateRole => self.creator.clone(),
+                Admin::Superuser => self.superuser.login(),
+                Admin::CreateRole => self.creator.login(),
             },
         };
         self.servers.session(target).await.unwrap()
@@ -128,19 +151,24 @@ impl Server {
     /// A connection as an application makes it: no pinned options.
     pub async fn client(
         &self,
-        login: &Login,
+        account: &Account,
         database: &str,
     ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::Config::new()
             .host("127.0.0.1")
             .port(self.port)
-            .user(&login.user)
-            .password(expose(login))
+            .user(&account.user)
+            .password(&account.password)
             .dbname(database)
             .connect(tokio_postgres::NoTls)
             .await?;
         tokio::spawn(connection);
         Ok(client)
+    }
+
+    /// The administrator without superuser rights.
+    pub fn creator(&self) -> &Account {
+        &self.creator
     }
 
     pub async fn superuser(&self, database: &str) -> tokio_postgres::Client {
@@ -161,23 +189,6 @@ impl Drop for Server {
             let _ = self.process.wait();
         }
     }
-}
-
-/// Keeps the connection's type in the test's reach.
-pub async fn run(connection: &Connection, statement: &peristyle::sql::Statement) {
-    connection.execute(statement).await.unwrap();
-}
-
-pub fn login(user: &str, password: &str) -> Login {
-    Login { user: user.to_owned(), password: password.to_owned().into() }
-}
-
-fn expose(login: &Login) -> &str {
-    secrecy::ExposeSecret::expose_secret(&login.password)
-}
-
-fn uuid() -> String {
-    peristyle::sql::password::Password::generate().expose().to_owned()
 }
 
 fn is_root() -> bool {
