@@ -6,10 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=migrations");
     println!("cargo:rerun-if-changed=../proto/caller");
     let mut compiler = protox::Compiler::new(["../proto"])?;
-    compiler
-        .include_imports(true)
-        .include_source_info(true)
-        .open_files(["caller/v1/caller.proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_files(["caller/v1/caller.proto"])?;
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;

@@ -46,11 +46,7 @@ pub(crate) enum AccountError {
 impl From<sqlx::Error> for AccountError {
     fn from(error: sqlx::Error) -> Self {
         tracing::error!(%error, "the database failed");
-        if database::is_unavailable(&error) {
-            Self::Unavailable
-        } else {
-            Self::Internal
-        }
+        if database::is_unavailable(&error) { Self::Unavailable } else { Self::Internal }
     }
 }
 
@@ -78,12 +74,7 @@ pub(crate) struct Accounts {
 impl Accounts {
     pub(crate) fn new(pool: PgPool, tokens: Tokens, cost: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            pool,
-            tokens,
-            cost,
-            hashing: Arc::new(Semaphore::new(processors)),
-        }
+        Self { pool, tokens, cost, hashing: Arc::new(Semaphore::new(processors)) }
     }
 
     pub(crate) async fn register(
@@ -94,9 +85,7 @@ impl Accounts {
         let username = credentials::username(username)?;
         credentials::check_password(&username, &password)?;
         let cost = self.cost;
-        let hash = self
-            .hashed(move || bcrypt::non_truncating_hash(password.expose_secret(), cost))
-            .await?;
+        let hash = self.hashed(move || bcrypt::non_truncating_hash(password.expose_secret(), cost)).await?;
         let id = Uuid::now_v7();
         let inserted = sqlx::query(
             "insert into users (id, username, password_hash) values ($1, $2, $3) on conflict (username) do nothing",
@@ -106,11 +95,7 @@ impl Accounts {
         .bind(hash)
         .execute(&self.pool)
         .await?;
-        if inserted.rows_affected() == 0 {
-            Err(AccountError::Taken)
-        } else {
-            Ok(Account { id, username })
-        }
+        if inserted.rows_affected() == 0 { Err(AccountError::Taken) } else { Ok(Account { id, username }) }
     }
 
     pub(crate) async fn login(&self, username: &str, password: SecretString) -> Result<Login, AccountError> {
@@ -129,10 +114,7 @@ impl Accounts {
             return Err(AccountError::Denied);
         }
         let token = self.tokens.issue(&username).await?;
-        Ok(Login {
-            token,
-            expires_in: self.tokens.ttl.as_secs(),
-        })
+        Ok(Login { token, expires_in: self.tokens.ttl.as_secs() })
     }
 
     async fn hashed<T: Send + 'static>(
@@ -140,12 +122,7 @@ impl Accounts {
         work: impl FnOnce() -> bcrypt::BcryptResult<T> + Send + 'static,
     ) -> Result<T, AccountError> {
         // Never closed.
-        let permit = self
-            .hashing
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| AccountError::Internal)?;
+        let permit = self.hashing.clone().acquire_owned().await.map_err(|_| AccountError::Internal)?;
         let result = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             work()

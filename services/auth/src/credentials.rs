@@ -29,11 +29,7 @@ pub(crate) fn username(given: &str) -> Result<String, Rule> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let first = name.bytes().next().is_some_and(allowed);
     let rest = name.bytes().all(|byte| allowed(byte) || b"._-".contains(&byte));
-    if first && rest && (2..=63).contains(&name.len()) {
-        Ok(name)
-    } else {
-        Err(Rule::Username)
-    }
+    if first && rest && (2..=63).contains(&name.len()) { Ok(name) } else { Err(Rule::Username) }
 }
 
 /// Whether a password is good enough for an account of this name.
@@ -51,9 +47,8 @@ pub(crate) fn check_password(username: &str, password: &SecretString) -> Result<
     if password.to_lowercase().contains(username) {
         return Err(Rule::ContainsUsername);
     }
-    let kinds: [fn(char) -> bool; 4] = [char::is_lowercase, char::is_uppercase, char::is_numeric, |c| {
-        !c.is_alphanumeric()
-    }];
+    let kinds: [fn(char) -> bool; 4] =
+        [char::is_lowercase, char::is_uppercase, char::is_numeric, |c| !c.is_alphanumeric()];
     let used = kinds.iter().filter(|kind| password.chars().any(kind)).count();
     if used < 3 { Err(Rule::Simple) } else { Ok(()) }
 }

@@ -33,10 +33,7 @@ impl AuthService for Auth {
     ) -> Result<Response<RegisterResponse>, Status> {
         let RegisterRequest { username, password } = request.into_inner();
         let account = self.0.register(&username, SecretString::from(password)).await?;
-        Ok(Response::new(RegisterResponse {
-            user_id: account.id.to_string(),
-            username: account.username,
-        }))
+        Ok(Response::new(RegisterResponse { user_id: account.id.to_string(), username: account.username }))
     }
 
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
@@ -52,25 +49,19 @@ impl AuthService for Auth {
 
 impl fmt::Debug for RegisterRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegisterRequest")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
+        f.debug_struct("RegisterRequest").field("username", &self.username).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for LoginRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoginRequest")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
+        f.debug_struct("LoginRequest").field("username", &self.username).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for LoginResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoginResponse")
-            .field("expires_in", &self.expires_in)
-            .finish_non_exhaustive()
+        f.debug_struct("LoginResponse").field("expires_in", &self.expires_in).finish_non_exhaustive()
     }
 }
 
@@ -80,15 +71,9 @@ mod tests {
 
     #[test]
     fn debug_output_hides_passwords_and_tokens() {
-        let request = LoginRequest {
-            username: "ada".into(),
-            password: "hunter2".into(),
-        };
+        let request = LoginRequest { username: "ada".into(), password: "hunter2".into() };
         assert_eq!(format!("{request:?}"), r#"LoginRequest { username: "ada", .. }"#);
-        let response = LoginResponse {
-            access_token: "hunter2".into(),
-            ..LoginResponse::default()
-        };
+        let response = LoginResponse { access_token: "hunter2".into(), ..LoginResponse::default() };
         assert!(!format!("{response:?}").contains("hunter2"));
     }
 }

@@ -17,12 +17,8 @@ use serde_json::json;
 use crate::accounts::{AccountError, Accounts};
 
 /// Names of the routes in metrics.
-pub(crate) const PATHS: &[&str] = &[
-    "POST /auth/register",
-    "POST /auth/login",
-    "GET /verify",
-    "GET /.well-known/jwks.json",
-];
+pub(crate) const PATHS: &[&str] =
+    &["POST /auth/register", "POST /auth/login", "GET /verify", "GET /.well-known/jwks.json"];
 
 const MAX_BODY: usize = 4 * 1024;
 
@@ -64,10 +60,7 @@ fn error(status: StatusCode, message: &str) -> Response {
 
 fn malformed() -> Response {
     // What serde says may repeat the input.
-    error(
-        StatusCode::BAD_REQUEST,
-        "send a JSON object with the strings username and password",
-    )
+    error(StatusCode::BAD_REQUEST, "send a JSON object with the strings username and password")
 }
 
 async fn register(State(accounts): State<Arc<Accounts>>, body: Body) -> Response {

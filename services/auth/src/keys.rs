@@ -48,10 +48,7 @@ pub(crate) struct KeyStore {
 
 impl KeyStore {
     pub(crate) fn new(pool: PgPool) -> Self {
-        Self {
-            pool,
-            cache: Mutex::default(),
-        }
+        Self { pool, cache: Mutex::default() }
     }
 
     /// The current keys; the first call anywhere makes the first key. Known
@@ -84,16 +81,11 @@ impl KeyStore {
         let mut transaction = self.pool.begin().await?;
         let mut keys = stored(&mut transaction).await?;
         if keys.is_empty() {
-            sqlx::query("select pg_advisory_xact_lock($1)")
-                .bind(LOCK)
-                .execute(&mut *transaction)
-                .await?;
+            sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
             keys = stored(&mut transaction).await?;
         }
         if keys.is_empty() {
-            let (key, jwk) = tokio::task::spawn_blocking(generate)
-                .await
-                .map_err(|_| KeyError::Key)??;
+            let (key, jwk) = tokio::task::spawn_blocking(generate).await.map_err(|_| KeyError::Key)??;
             sqlx::query("insert into signing_keys (kid, algorithm, private_pem) values ($1, 'RS256', $2)")
                 .bind(&jwk.common.key_id)
                 .bind(key.expose_secret())
@@ -118,9 +110,7 @@ fn generate() -> Result<(SecretString, Jwk), KeyError> {
     let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| KeyError::Key)?;
     let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyError::Key)?;
     let body = STANDARD.encode(der.as_ref());
-    let key = SecretString::from(format!(
-        "-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"
-    ));
+    let key = SecretString::from(format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"));
     let jwk = public(&key)?;
     Ok((key, jwk))
 }
@@ -130,10 +120,7 @@ fn generate() -> Result<(SecretString, Jwk), KeyError> {
 fn public(key: &SecretString) -> Result<Jwk, KeyError> {
     let key = encoding(key)?;
     let mut jwk = Jwk::from_encoding_key(&key, Algorithm::RS256).map_err(|_| KeyError::Key)?;
-    jwk.common.key_id = Some(
-        jwk.thumbprint(ThumbprintHash::SHA256)
-            .map_err(|_| KeyError::Key)?,
-    );
+    jwk.common.key_id = Some(jwk.thumbprint(ThumbprintHash::SHA256).map_err(|_| KeyError::Key)?);
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
     Ok(jwk)
 }
@@ -141,15 +128,8 @@ fn public(key: &SecretString) -> Result<Jwk, KeyError> {
 fn ring(keys: &[SecretString]) -> Result<KeyRing, KeyError> {
     let public: Vec<Jwk> = keys.iter().map(public).collect::<Result<_, _>>()?;
     let signing = keys.first().ok_or(KeyError::Key)?;
-    let kid = public
-        .first()
-        .and_then(|jwk| jwk.common.key_id.clone())
-        .ok_or(KeyError::Key)?;
-    Ok(KeyRing {
-        signing: encoding(signing)?,
-        kid,
-        public: JwkSet { keys: public },
-    })
+    let kid = public.first().and_then(|jwk| jwk.common.key_id.clone()).ok_or(KeyError::Key)?;
+    Ok(KeyRing { signing: encoding(signing)?, kid, public: JwkSet { keys: public } })
 }
 
 fn encoding(key: &SecretString) -> Result<EncodingKey, KeyError> {
@@ -180,12 +160,7 @@ mod tests {
         assert_eq!(ring.public.keys.len(), 2);
         assert_eq!(Some(ring.kid), ring.public.keys[0].common.key_id);
         let published = serde_json::to_value(&ring.public).unwrap();
-        let fields: Vec<_> = published["keys"][0]
-            .as_object()
-            .unwrap()
-            .keys()
-            .cloned()
-            .collect();
+        let fields: Vec<_> = published["keys"][0].as_object().unwrap().keys().cloned().collect();
         assert_eq!(fields, ["alg", "e", "kid", "kty", "n", "use"]);
     }
 }

@@ -44,22 +44,13 @@ const MAX_COST: u32 = 16;
 /// When a variable is missing or wrong.
 pub fn module(env: &Env) -> Result<Module, ConfigError> {
     let database = Database::from_env(env, "auth", &MIGRATOR)?;
-    let issuer = env
-        .required("JWT_ISSUER", "the URL of this service, such as http://auth:8080")?
-        .to_owned();
+    let issuer = env.required("JWT_ISSUER", "the URL of this service, such as http://auth:8080")?.to_owned();
     env.required("JWT_AUDIENCE", "the audience of the tokens, or a list of them")?;
-    let policy = Policy {
-        issuer,
-        audiences: env.list("JWT_AUDIENCE"),
-    };
+    let policy = Policy { issuer, audiences: env.list("JWT_AUDIENCE") };
     let expected = "a number from 10 to 16";
     let cost = env.or("BCRYPT_COST", 12, expected)?;
     if !(MIN_COST..=MAX_COST).contains(&cost) {
-        return Err(ConfigError::Invalid {
-            name: "BCRYPT_COST".into(),
-            value: cost.to_string(),
-            expected,
-        });
+        return Err(ConfigError::Invalid { name: "BCRYPT_COST".into(), value: cost.to_string(), expected });
     }
     let tokens = Tokens {
         keys: KeyStore::new(database.pool.clone()),
@@ -69,9 +60,7 @@ pub fn module(env: &Env) -> Result<Module, ConfigError> {
     let accounts = Arc::new(Accounts::new(database.pool.clone(), tokens, cost));
     Ok(Module {
         name: "auth",
-        grpc: Routes::new(v1::auth_service_server::AuthServiceServer::new(grpc::Auth(
-            accounts.clone(),
-        ))),
+        grpc: Routes::new(v1::auth_service_server::AuthServiceServer::new(grpc::Auth(accounts.clone()))),
         descriptors: DESCRIPTORS,
         public: &["auth.v1.AuthService"],
         issues_tokens: true,
@@ -95,10 +84,7 @@ mod tests {
             ])
         };
         let error = module(&env("9")).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            r#"BCRYPT_COST="9" is not valid: set it to a number from 10 to 16"#
-        );
+        assert_eq!(error.to_string(), r#"BCRYPT_COST="9" is not valid: set it to a number from 10 to 16"#);
         assert!(module(&env("10")).is_ok());
     }
 }

@@ -40,13 +40,8 @@ impl Tokens {
             exp: now + self.ttl.as_secs().max(1),
             jti: Uuid::new_v4(),
         };
-        let header = Header {
-            kid: Some(ring.kid.clone()),
-            ..Header::new(Algorithm::RS256)
-        };
-        encode(&header, &claims, &ring.signing)
-            .map(SecretString::from)
-            .map_err(|_| KeyError::Key)
+        let header = Header { kid: Some(ring.kid.clone()), ..Header::new(Algorithm::RS256) };
+        encode(&header, &claims, &ring.signing).map(SecretString::from).map_err(|_| KeyError::Key)
     }
 
     /// The subject of a token that was issued here.
@@ -56,7 +51,6 @@ impl Tokens {
             tracing::error!(%error, "a token cannot be verified");
             Rejection::KeysUnavailable
         })?;
-        self.policy
-            .verify(token, ring.public.find(&kid).ok_or(Rejection::Invalid)?)
+        self.policy.verify(token, ring.public.find(&kid).ok_or(Rejection::Invalid)?)
     }
 }

@@ -50,11 +50,7 @@ impl From<reqwest::Error> for FetchError {
             }
             cause = inner.source();
         }
-        if error.is_timeout() {
-            Self::Timeout
-        } else {
-            Self::Failed(error)
-        }
+        if error.is_timeout() { Self::Timeout } else { Self::Failed(error) }
     }
 }
 
@@ -113,10 +109,7 @@ impl Fetcher {
                 return Err(FetchError::TooLarge);
             }
         }
-        Ok(Fetched {
-            status: response.status().as_u16(),
-            body_length,
-        })
+        Ok(Fetched { status: response.status().as_u16(), body_length })
     }
 }
 

@@ -30,10 +30,7 @@ struct Entry {
 
 impl Entry {
     fn allows(&self, host: &str, port: u16) -> bool {
-        self.host == host
-            && self
-                .port
-                .map_or(port == 80 || port == 443, |allowed| allowed == port)
+        self.host == host && self.port.map_or(port == 80 || port == 443, |allowed| allowed == port)
     }
 }
 
@@ -76,11 +73,7 @@ impl AllowList {
             return Err(Refusal::Host);
         };
         let port = url.port_or_known_default().ok_or(Refusal::Host)?;
-        let allowed = self
-            .external
-            .iter()
-            .chain(&self.internal)
-            .any(|entry| entry.allows(host, port));
+        let allowed = self.external.iter().chain(&self.internal).any(|entry| entry.allows(host, port));
         if allowed { Ok(()) } else { Err(Refusal::Host) }
     }
 
@@ -93,11 +86,7 @@ impl AllowList {
             Scope::Internal => internal,
             Scope::Forbidden => false,
         };
-        if !addresses.is_empty() && addresses.iter().all(allowed) {
-            Ok(())
-        } else {
-            Err(Refusal::Address)
-        }
+        if !addresses.is_empty() && addresses.iter().all(allowed) { Ok(()) } else { Err(Refusal::Address) }
     }
 }
 
@@ -107,22 +96,14 @@ fn parse(item: &str) -> Option<Entry> {
     let Some(Host::Domain(host)) = url.host() else {
         return None;
     };
-    let plain = host
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     let bare =
         url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
     let written = item.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
     match written {
         _ if !(plain && bare) => None,
-        None => Some(Entry {
-            host: host.to_owned(),
-            port: None,
-        }),
-        Some(port) => Some(Entry {
-            host: host.to_owned(),
-            port: Some(port.ok()?),
-        }),
+        None => Some(Entry { host: host.to_owned(), port: None }),
+        Some(port) => Some(Entry { host: host.to_owned(), port: Some(port.ok()?) }),
     }
 }
 
@@ -187,10 +168,7 @@ mod tests {
     use super::*;
 
     fn list(external: &str, internal: &str) -> AllowList {
-        let pairs = [
-            ("CALLER_ALLOWED_HOSTS", external),
-            ("CALLER_ALLOWED_INTERNAL_HOSTS", internal),
-        ];
+        let pairs = [("CALLER_ALLOWED_HOSTS", external), ("CALLER_ALLOWED_INTERNAL_HOSTS", internal)];
         AllowList::from_env(&Env::from_iter(pairs)).unwrap()
     }
 
@@ -265,15 +243,9 @@ mod tests {
             "169.254.169.254".parse().unwrap(),
         );
         assert_eq!(list.check_addresses("example.com", &[public]), Ok(()));
-        assert_eq!(
-            list.check_addresses("example.com", &[public, private]),
-            Err(Refusal::Address)
-        );
+        assert_eq!(list.check_addresses("example.com", &[public, private]), Err(Refusal::Address));
         assert_eq!(list.check_addresses("inside.svc", &[private]), Ok(()));
-        assert_eq!(
-            list.check_addresses("inside.svc", &[metadata]),
-            Err(Refusal::Address)
-        );
+        assert_eq!(list.check_addresses("inside.svc", &[metadata]), Err(Refusal::Address));
         assert_eq!(list.check_addresses("example.com", &[]), Err(Refusal::Address));
     }
 

@@ -46,9 +46,7 @@ impl Locale {
 pub(crate) fn name(given: &str) -> Result<&str, Status> {
     let name = given.trim();
     if name.chars().count() > MAX_NAME {
-        return Err(Status::invalid_argument(format!(
-            "name is too long: use at most {MAX_NAME} characters"
-        )));
+        return Err(Status::invalid_argument(format!("name is too long: use at most {MAX_NAME} characters")));
     }
     if name.contains('\0') {
         return Err(Status::invalid_argument("name holds a NUL character: remove it"));
@@ -64,19 +62,13 @@ mod tests {
     fn an_empty_name_greets_the_world() {
         assert_eq!(name("").unwrap(), "World");
         assert_eq!(name("  ").unwrap(), "World");
-        assert_eq!(
-            Locale::En.parts("Ada").concat(),
-            "Hello Ada from greeter-service!"
-        );
+        assert_eq!(Locale::En.parts("Ada").concat(), "Hello Ada from greeter-service!");
     }
 
     #[test]
     fn a_name_may_have_200_characters_of_any_script() {
         assert!(name(&"é".repeat(200)).is_ok());
-        assert_eq!(
-            name(&"é".repeat(201)).unwrap_err().code(),
-            tonic::Code::InvalidArgument
-        );
+        assert_eq!(name(&"é".repeat(201)).unwrap_err().code(), tonic::Code::InvalidArgument);
         assert!(name("a\0b").is_err());
     }
 

@@ -48,21 +48,14 @@ pub fn module(env: &Env, in_process: Option<Upstream>) -> Result<Module, ConfigE
                 (None, Some(caller)) => caller,
                 _ => upstream::remote("CALLER_URL", env.required("CALLER_URL", "the URL of caller")?)?,
             };
-            Some(service::External {
-                url: url.to_owned(),
-                caller,
-            })
+            Some(service::External { url: url.to_owned(), caller })
         }
     };
     let greeter = Arc::new(Greeter::new(database.pool.clone(), external));
     Ok(Module {
         name: "greeter",
-        grpc: Routes::new(v1::greeter_service_server::GreeterServiceServer::from_arc(
-            greeter.clone(),
-        ))
-        .add_service(v2::greeter_service_server::GreeterServiceServer::from_arc(
-            greeter,
-        )),
+        grpc: Routes::new(v1::greeter_service_server::GreeterServiceServer::from_arc(greeter.clone()))
+            .add_service(v2::greeter_service_server::GreeterServiceServer::from_arc(greeter)),
         descriptors: DESCRIPTORS,
         public: &[],
         issues_tokens: false,

@@ -59,11 +59,8 @@ impl Greeter {
         let message = locale.parts(name).concat();
         let external = self.call_external(request).await;
         let trace_id = trace_context::trace_id(&Span::current());
-        let subject = request
-            .extensions()
-            .get::<Subject>()
-            .map(Subject::get)
-            .filter(|subject| !subject.is_empty());
+        let subject =
+            request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
         sqlx::query(
             "insert into greetings (id, name, message, subject, external_status, external_body_length, context)
              values ($1, $2, $3, $4, $5, $6, $7)",
@@ -78,12 +75,7 @@ impl Greeter {
         .execute(&self.pool)
         .await
         .map_err(|error| database::status(&error))?;
-        Ok(Greeting {
-            message,
-            external,
-            locale,
-            trace_id,
-        })
+        Ok(Greeting { message, external, locale, trace_id })
     }
 
     /// The external part, or zeros: a greeting is worth having without it.
@@ -91,13 +83,7 @@ impl Greeter {
         let Some(external) = &self.external else {
             return CallExternalResponse::default();
         };
-        let onward = upstream::onward(
-            request,
-            CallExternalRequest {
-                url: external.url.clone(),
-            },
-            EXTERNAL,
-        );
+        let onward = upstream::onward(request, CallExternalRequest { url: external.url.clone() }, EXTERNAL);
         let mut client = CallerServiceClient::new(external.caller.clone());
         let answer = tokio::time::timeout(EXTERNAL, client.call_external(onward)).await;
         match answer {
@@ -117,9 +103,7 @@ impl Greeter {
 #[tonic::async_trait]
 impl v1::greeter_service_server::GreeterService for Greeter {
     async fn greet(&self, request: Request<v1::GreetRequest>) -> Result<Response<v1::GreetResponse>, Status> {
-        let greeting = self
-            .greet(&request, &request.get_ref().name, Locale::En, "v1")
-            .await?;
+        let greeting = self.greet(&request, &request.get_ref().name, Locale::En, "v1").await?;
         Ok(Response::new(v1::GreetResponse {
             message: greeting.message,
             external_status: greeting.external.status_code,
@@ -134,9 +118,7 @@ type Parts = Pin<Box<dyn Stream<Item = Result<v2::GreetStreamResponse, Status>> 
 impl v2::greeter_service_server::GreeterService for Greeter {
     async fn greet(&self, request: Request<v2::GreetRequest>) -> Result<Response<v2::GreetResponse>, Status> {
         let asked = request.get_ref();
-        let greeting = self
-            .greet(&request, &asked.name, Locale::from_tag(&asked.locale), "v2")
-            .await?;
+        let greeting = self.greet(&request, &asked.name, Locale::from_tag(&asked.locale), "v2").await?;
         Ok(Response::new(v2::GreetResponse {
             message: greeting.message,
             external_status: greeting.external.status_code,
@@ -163,11 +145,7 @@ impl v2::greeter_service_server::GreeterService for Greeter {
                 if part > 1 {
                     tokio::time::sleep(PAUSE).await;
                 }
-                Ok(v2::GreetStreamResponse {
-                    part,
-                    text,
-                    trace_id: trace_id.to_string(),
-                })
+                Ok(v2::GreetStreamResponse { part, text, trace_id: trace_id.to_string() })
             }
         });
         Ok(Response::new(Box::pin(parts)))

@@ -127,14 +127,8 @@ mod tests {
         #[case] ms: u64,
         #[case] logged: bool,
     ) {
-        let policy = Policy {
-            mode,
-            slow: Duration::from_secs(1),
-        };
-        assert_eq!(
-            policy.logs(method, Outcome::Grpc(code), Duration::from_millis(ms)),
-            logged
-        );
+        let policy = Policy { mode, slow: Duration::from_secs(1) };
+        assert_eq!(policy.logs(method, Outcome::Grpc(code), Duration::from_millis(ms)), logged);
     }
 
     #[test]

@@ -77,16 +77,7 @@ impl Parts {
             reflection: tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(health),
         };
-        for Module {
-            name,
-            grpc,
-            descriptors,
-            public,
-            http,
-            database,
-            ..
-        } in modules
-        {
+        for Module { name, grpc, descriptors, public, http, database, .. } in modules {
             let methods = read(name, descriptors)?;
             let services = services(&methods);
             parts.methods.extend(methods);
@@ -95,22 +86,12 @@ impl Parts {
             if let Some((router, paths)) = http {
                 parts.http = Some(parts.http.unwrap_or_default().merge(router));
                 parts.methods.extend(paths.iter().map(|&path| {
-                    (
-                        path.to_owned(),
-                        Method {
-                            service: name.to_owned(),
-                            method: path.to_owned(),
-                        },
-                    )
+                    (path.to_owned(), Method { service: name.to_owned(), method: path.to_owned() })
                 }));
             }
             parts.public.extend(public);
             parts.pools.push((name, database.pool.clone()));
-            parts.checked.push(Checked {
-                name,
-                services,
-                database,
-            });
+            parts.checked.push(Checked { name, services, database });
         }
         Ok(parts)
     }
@@ -152,10 +133,7 @@ impl App {
             trust_x_user: verifier.is_none(),
         };
         let http = parts.http.map(|modules| {
-            let observer = Observer {
-                grpc: false,
-                ..observer.clone()
-            };
+            let observer = Observer { grpc: false, ..observer.clone() };
             routers::http(modules, settings.max_concurrent, observer).merge(readiness.routes())
         });
         let grpc = routers::grpc(
@@ -193,11 +171,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (stop, stop_metrics) = (CancellationToken::new(), CancellationToken::new());
         tracing::info!(grpc = %self.grpc_addr, http = ?self.http_addr, metrics = %self.metrics_addr, "serving");
-        tokio::spawn(server::serve(
-            self.metrics.0,
-            self.metrics.1,
-            stop_metrics.clone(),
-        ));
+        tokio::spawn(server::serve(self.metrics.0, self.metrics.1, stop_metrics.clone()));
         let watch = tokio::spawn(self.readiness.clone().watch(stop.clone()));
         let mut servers = JoinSet::new();
         for (listener, router) in self.listeners {
@@ -209,10 +183,7 @@ impl App {
         // A check that runs now must not overwrite what drain says.
         let _ = watch.await;
         self.readiness.drain().await;
-        if tokio::time::timeout(self.drain_timeout, servers.join_all())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(self.drain_timeout, servers.join_all()).await.is_err() {
             tracing::warn!("requests were still running at the end of DRAIN_TIMEOUT and are cut off");
         }
         stop_metrics.cancel();
@@ -221,11 +192,7 @@ impl App {
 }
 
 async fn listen(variable: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), AppError> {
-    let failed = |source| AppError::Listen {
-        variable,
-        port,
-        source,
-    };
+    let failed = |source| AppError::Listen { variable, port, source };
     // Both families where the host has IPv6.
     let listener = match TcpListener::bind(("::", port)).await {
         Ok(listener) => listener,
@@ -245,13 +212,7 @@ fn services(methods: &HashMap<String, Method>) -> Vec<String> {
 
 async fn expose(State(metrics): State<Metrics>) -> Response {
     match metrics.encode() {
-        Ok(text) => (
-            [(
-                CONTENT_TYPE,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            )],
-            text,
-        )
+        Ok(text) => ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -16,21 +16,13 @@ pub enum ConfigError {
     Missing { name: String, expected: &'static str },
     /// A variable holds something else than it should.
     #[error("{name}={value:?} is not valid: set it to {expected}")]
-    Invalid {
-        name: String,
-        value: String,
-        expected: &'static str,
-    },
+    Invalid { name: String, value: String, expected: &'static str },
     /// As `Invalid`, for a variable that may hold a credential.
     #[error("{name} is not valid (its value is secret and not shown): set it to {expected}")]
     InvalidSecret { name: String, expected: &'static str },
     /// Variables that only make sense together.
     #[error("{name} is set but {other} is not: {remedy}")]
-    Incomplete {
-        name: &'static str,
-        other: &'static str,
-        remedy: &'static str,
-    },
+    Incomplete { name: &'static str, other: &'static str, remedy: &'static str },
 }
 
 /// A snapshot of the environment, so that tests need not change the process.
@@ -41,9 +33,7 @@ pub struct Env {
 
 impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Env {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        Self {
-            values: pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
-        }
+        Self { values: pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect() }
     }
 }
 
@@ -59,10 +49,7 @@ impl Env {
     /// The trimmed value, or `None` when unset or empty.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values
-            .get(name)
-            .map(|value| value.trim())
-            .filter(|value| !value.is_empty())
+        self.values.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
     /// A value of type `T`, or `None` when unset.
@@ -73,11 +60,7 @@ impl Env {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let invalid = |_| ConfigError::Invalid {
-            name: name.into(),
-            value: value.into(),
-            expected,
-        };
+        let invalid = |_| ConfigError::Invalid { name: name.into(), value: value.into(), expected };
         value.parse().map(Some).map_err(invalid)
     }
 
@@ -108,11 +91,7 @@ impl Env {
     #[must_use]
     pub fn list(&self, name: &str) -> Vec<String> {
         let items = self.get(name).unwrap_or_default().split(',');
-        items
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-            .map(str::to_owned)
-            .collect()
+        items.map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
     }
 
     /// A required value.
@@ -120,10 +99,7 @@ impl Env {
     /// # Errors
     /// [`ConfigError::Missing`].
     pub fn required(&self, name: &str, expected: &'static str) -> Result<&str, ConfigError> {
-        self.get(name).ok_or_else(|| ConfigError::Missing {
-            name: name.into(),
-            expected,
-        })
+        self.get(name).ok_or_else(|| ConfigError::Missing { name: name.into(), expected })
     }
 
     /// A required value that must not be shown.

@@ -45,16 +45,9 @@ pub enum DatabaseError {
 /// When neither is set or the value is no PostgreSQL URI.
 pub fn options(env: &Env, module: &str) -> Result<PgConnectOptions, ConfigError> {
     let own = format!("{}_DATABASE_URL", module.to_uppercase());
-    let name = if env.get(&own).is_some() {
-        own.as_str()
-    } else {
-        "DATABASE_URL"
-    };
+    let name = if env.get(&own).is_some() { own.as_str() } else { "DATABASE_URL" };
     let url: SecretString = env.secret(name, EXPECTED_URL)?;
-    let invalid = || ConfigError::InvalidSecret {
-        name: name.into(),
-        expected: EXPECTED_URL,
-    };
+    let invalid = || ConfigError::InvalidSecret { name: name.into(), expected: EXPECTED_URL };
     let text = url.expose_secret();
     if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
         return Err(invalid());
@@ -95,17 +88,8 @@ impl Database {
             Ok(Err(error)) if sql_state(&error).as_deref() == Some("42P01") => Ok(0),
             Ok(found) => found.map_err(DatabaseError::Unreachable),
         }?;
-        let needed = self
-            .migrator
-            .iter()
-            .map(|migration| migration.version)
-            .max()
-            .unwrap_or_default();
-        if found < needed {
-            Err(DatabaseError::Outdated { found, needed })
-        } else {
-            Ok(())
-        }
+        let needed = self.migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+        if found < needed { Err(DatabaseError::Outdated { found, needed }) } else { Ok(()) }
     }
 }
 
@@ -127,15 +111,8 @@ pub async fn migrate(options: &PgConnectOptions, migrator: &Migrator) -> Result<
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    migrator
-        .run(&mut connection)
-        .await
-        .map_err(DatabaseError::Migration)?;
-    let version = migrator
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or_default();
+    migrator.run(&mut connection).await.map_err(DatabaseError::Migration)?;
+    let version = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
     tracing::info!(version, "the schema is up to date");
     // The work is done and committed; how the connection ends does not matter.
     let _ = connection.close().await;
@@ -167,9 +144,7 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         // Connection, authorisation, resources, shutdown and time-out, no
         // such database, no privilege (yet), no such table (not migrated).
         error => sql_state(error).is_some_and(|state| {
-            ["08", "28", "53", "57", "3D"]
-                .iter()
-                .any(|class| state.starts_with(class))
+            ["08", "28", "53", "57", "3D"].iter().any(|class| state.starts_with(class))
                 || ["42501", "42P01", "55000"].contains(&state.as_str())
         }),
     }
@@ -185,14 +160,8 @@ mod tests {
 
     #[test]
     fn a_bad_database_url_is_named_and_not_shown() {
-        for url in [
-            "mysql://u:hunter2@h/d",
-            "hunter2",
-            "postgres://u:hunter2@h:port/d",
-        ] {
-            let error = options(&Env::from_iter([("DATABASE_URL", url)]), "greeter")
-                .unwrap_err()
-                .to_string();
+        for url in ["mysql://u:hunter2@h/d", "hunter2", "postgres://u:hunter2@h:port/d"] {
+            let error = options(&Env::from_iter([("DATABASE_URL", url)]), "greeter").unwrap_err().to_string();
             assert!(error.starts_with("DATABASE_URL is not valid"), "{error}");
             assert!(!error.contains("hunter2"));
         }
@@ -201,10 +170,7 @@ mod tests {
     #[test]
     fn a_module_prefers_its_own_url() {
         let env = Env::from_iter([
-            (
-                "GREETER_DATABASE_URL",
-                "postgres://a:p%40ss@one/x?sslmode=disable",
-            ),
+            ("GREETER_DATABASE_URL", "postgres://a:p%40ss@one/x?sslmode=disable"),
             ("DATABASE_URL", "postgres://b@two/y"),
         ]);
         assert_eq!(options(&env, "greeter").unwrap().get_host(), "one");

@@ -46,12 +46,7 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     };
     let malformed =
         || Status::invalid_argument("grpc-timeout is malformed: expected digits and a unit, as in 200m");
-    value
-        .to_str()
-        .ok()
-        .and_then(parse)
-        .map(Some)
-        .ok_or_else(malformed)
+    value.to_str().ok().and_then(parse).map(Some).ok_or_else(malformed)
 }
 
 fn parse(text: &str) -> Option<Duration> {
@@ -82,20 +77,13 @@ pub(crate) async fn enforce(State(longest): State<Duration>, mut request: Reques
     let now = Instant::now();
     let answer_by = now + asked.map_or(longest, |asked| asked.min(longest));
     let stream_until = asked.map(|asked| now + asked);
-    request
-        .extensions_mut()
-        .insert(Deadline(stream_until.unwrap_or(answer_by)));
+    request.extensions_mut().insert(Deadline(stream_until.unwrap_or(answer_by)));
     match timeout_at(answer_by, next.run(request)).await {
         Err(_) => exceeded().into_http(),
         Ok(response) => match stream_until {
             None => response,
-            Some(end) => response.map(|inner| {
-                Body::new(TimedBody {
-                    inner,
-                    timer: Box::pin(sleep_until(end)),
-                    over: false,
-                })
-            }),
+            Some(end) => response
+                .map(|inner| Body::new(TimedBody { inner, timer: Box::pin(sleep_until(end)), over: false })),
         },
     }
 }

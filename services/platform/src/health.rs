@@ -41,22 +41,13 @@ impl Readiness {
     /// Not ready until the first check has passed.
     #[must_use]
     pub fn new(reporter: HealthReporter, modules: Vec<Checked>) -> Self {
-        let faults = modules
-            .iter()
-            .map(|module| (module.name, "not checked yet".to_owned()))
-            .collect();
-        Self {
-            faults: watch::Sender::new(faults),
-            reporter,
-            modules: Arc::new(modules),
-        }
+        let faults = modules.iter().map(|module| (module.name, "not checked yet".to_owned())).collect();
+        Self { faults: watch::Sender::new(faults), reporter, modules: Arc::new(modules) }
     }
 
     /// Checks the databases again and again until `stop`.
     pub async fn watch(self, stop: CancellationToken) {
-        self.reporter
-            .set_service_status("liveness", ServingStatus::Serving)
-            .await;
+        self.reporter.set_service_status("liveness", ServingStatus::Serving).await;
         let forever = async {
             loop {
                 let pause = if self.check().await { CALM } else { ANXIOUS };
@@ -83,9 +74,7 @@ impl Readiness {
             }
         }
         let ready = faults.is_empty();
-        self.reporter
-            .set_service_status("readiness", serving(ready))
-            .await;
+        self.reporter.set_service_status("readiness", serving(ready)).await;
         self.faults.send_if_modified(|before| {
             let changed = *before != faults;
             if changed {
@@ -99,17 +88,11 @@ impl Readiness {
 
     /// Tells everyone that asks to send no more requests here.
     pub async fn drain(&self) {
-        let services = self
-            .modules
-            .iter()
-            .flat_map(|module| module.services.iter().map(String::as_str));
+        let services = self.modules.iter().flat_map(|module| module.services.iter().map(String::as_str));
         for service in ["", "liveness", "readiness"].into_iter().chain(services) {
-            self.reporter
-                .set_service_status(service, ServingStatus::NotServing)
-                .await;
+            self.reporter.set_service_status(service, ServingStatus::NotServing).await;
         }
-        self.faults
-            .send_replace(BTreeMap::from([("process", "draining".to_owned())]));
+        self.faults.send_replace(BTreeMap::from([("process", "draining".to_owned())]));
     }
 
     /// `/healthz`: the process answers. `/readyz`: 200, or 503 with what is
@@ -124,19 +107,11 @@ impl Readiness {
 }
 
 fn serving(ready: bool) -> ServingStatus {
-    if ready {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
-    }
+    if ready { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 async fn readyz(State(faults): State<watch::Receiver<Faults>>) -> (StatusCode, Json<Faults>) {
     let faults = faults.borrow().clone();
-    let status = if faults.is_empty() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if faults.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(faults))
 }

@@ -70,16 +70,9 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {
     if values.next().is_some() {
         return Err(Rejection::Ambiguous);
     }
-    let (scheme, token) = value
-        .to_str()
-        .ok()
-        .and_then(|value| value.split_once(' '))
-        .ok_or(Rejection::Missing)?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        Ok(token.trim())
-    } else {
-        Err(Rejection::Missing)
-    }
+    let (scheme, token) =
+        value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or(Rejection::Missing)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(Rejection::Missing) }
 }
 
 /// Which tokens are accepted.
@@ -117,14 +110,8 @@ impl Policy {
         validation.validate_nbf = true;
         validation.leeway = LEEWAY;
         let key = DecodingKey::from_jwk(key).map_err(|_| Rejection::Invalid)?;
-        let claims = decode::<Claims>(token, &key, &validation)
-            .map_err(|_| Rejection::Invalid)?
-            .claims;
-        if claims.sub.is_empty() {
-            Err(Rejection::Invalid)
-        } else {
-            Ok(claims.sub)
-        }
+        let claims = decode::<Claims>(token, &key, &validation).map_err(|_| Rejection::Invalid)?.claims;
+        if claims.sub.is_empty() { Err(Rejection::Invalid) } else { Ok(claims.sub) }
     }
 }
 
@@ -133,10 +120,7 @@ impl Policy {
 /// # Errors
 /// [`Rejection::Invalid`] when it is no token or names none.
 pub fn key_id(token: &str) -> Result<String, Rejection> {
-    decode_header(token)
-        .ok()
-        .and_then(|header| header.kid)
-        .ok_or(Rejection::Invalid)
+    decode_header(token).ok().and_then(|header| header.kid).ok_or(Rejection::Invalid)
 }
 
 /// Verifies tokens with keys from a JWKS endpoint.
@@ -158,11 +142,9 @@ impl Verifier {
         let Some(url) = env.parse("JWT_JWKS_URL", "the URL of a JWKS")? else {
             let halves = ["JWT_ISSUER", "JWT_AUDIENCE"];
             return match halves.into_iter().find(|name| env.get(name).is_some()) {
-                Some(name) if !signs => incomplete(
-                    name,
-                    "JWT_JWKS_URL",
-                    "set both, or neither to leave tokens to the edge",
-                ),
+                Some(name) if !signs => {
+                    incomplete(name, "JWT_JWKS_URL", "set both, or neither to leave tokens to the edge")
+                }
                 _ => Ok(None),
             };
         };
@@ -171,29 +153,17 @@ impl Verifier {
             return incomplete("JWT_JWKS_URL", "JWT_ISSUER", "set it to the `iss` of the tokens");
         };
         if audiences.is_empty() {
-            return incomplete(
-                "JWT_JWKS_URL",
-                "JWT_AUDIENCE",
-                "set it to the `aud` of the tokens",
-            );
+            return incomplete("JWT_JWKS_URL", "JWT_AUDIENCE", "set it to the `aud` of the tokens");
         }
-        let policy = Policy {
-            issuer: issuer.to_owned(),
-            audiences,
-        };
-        Ok(Some(Self {
-            policy,
-            jwks: Jwks::new(url)?,
-            public: Vec::new(),
-        }))
+        let policy = Policy { issuer: issuer.to_owned(), audiences };
+        Ok(Some(Self { policy, jwks: Jwks::new(url)?, public: Vec::new() }))
     }
 
     /// Lets these gRPC services be called without a token, beside health and
     /// reflection.
     #[must_use]
     pub fn with_public(mut self, services: impl IntoIterator<Item = &'static str>) -> Self {
-        self.public
-            .extend(services.into_iter().map(|service| format!("/{service}/")));
+        self.public.extend(services.into_iter().map(|service| format!("/{service}/")));
         self
     }
 
@@ -208,10 +178,7 @@ impl Verifier {
         let token = bearer(headers)?;
         let key = self.jwks.key(&key_id(token)?).await?;
         let subject = self.policy.verify(token, &key)?;
-        Ok(VerifiedToken {
-            subject,
-            token: SecretString::from(token),
-        })
+        Ok(VerifiedToken { subject, token: SecretString::from(token) })
     }
 }
 

@@ -53,11 +53,7 @@ impl Requests {
         let handled = "Requests that ended, by outcome";
         registry.register(format!("{prefix}_handled"), handled, requests.handled.clone());
         let latency = "Seconds until the answer was complete";
-        registry.register(
-            format!("{prefix}_handling_seconds"),
-            latency,
-            requests.latency.clone(),
-        );
+        registry.register(format!("{prefix}_handling_seconds"), latency, requests.latency.clone());
         requests
     }
 }
@@ -80,39 +76,21 @@ impl Metrics {
         let grpc = Requests::register(&mut registry, "grpc_server");
         let http = Requests::register(&mut registry, "http_server");
         registry.register_collector(Box::new(Gauges { pools }));
-        Self {
-            registry: Arc::new(registry),
-            grpc,
-            http,
-            methods: Arc::new(methods),
-        }
+        Self { registry: Arc::new(registry), grpc, http, methods: Arc::new(methods) }
     }
 
     /// Counts an arrival. `path` is a gRPC path, or method and path of HTTP.
     pub(crate) fn started(&self, grpc: bool, path: &str) {
-        self.requests(grpc)
-            .started
-            .get_or_create(&self.labels(path))
-            .inc();
+        self.requests(grpc).started.get_or_create(&self.labels(path)).inc();
     }
 
     /// Counts an end.
     pub(crate) fn handled(&self, path: &str, outcome: Outcome, elapsed: Duration) {
         let requests = self.requests(matches!(outcome, Outcome::Grpc(_)));
         let labels = self.labels(path);
-        requests
-            .latency
-            .get_or_create(&labels)
-            .observe(elapsed.as_secs_f64());
+        requests.latency.get_or_create(&labels).observe(elapsed.as_secs_f64());
         let RpcLabels { service, method } = labels;
-        requests
-            .handled
-            .get_or_create(&HandledLabels {
-                service,
-                method,
-                code: outcome.name(),
-            })
-            .inc();
+        requests.handled.get_or_create(&HandledLabels { service, method, code: outcome.name() }).inc();
     }
 
     /// The text that Prometheus reads.
@@ -131,14 +109,10 @@ impl Metrics {
 
     fn labels(&self, path: &str) -> RpcLabels {
         match self.methods.get(path) {
-            Some(Method { service, method }) => RpcLabels {
-                service: service.clone(),
-                method: method.clone(),
-            },
-            None => RpcLabels {
-                service: "unknown".into(),
-                method: "unknown".into(),
-            },
+            Some(Method { service, method }) => {
+                RpcLabels { service: service.clone(), method: method.clone() }
+            }
+            None => RpcLabels { service: "unknown".into(), method: "unknown".into() },
         }
     }
 }
@@ -156,9 +130,7 @@ struct Gauges {
 
 impl fmt::Debug for Gauges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gauges")
-            .field("pools", &self.pools.len())
-            .finish()
+        f.debug_struct("Gauges").field("pools", &self.pools.len()).finish()
     }
 }
 
@@ -168,20 +140,8 @@ impl Collector for Gauges {
         for (module, pool) in &self.pools {
             let idle = count(pool.num_idle());
             let size = i64::from(pool.size());
-            pools.push((
-                PoolLabels {
-                    module,
-                    state: "idle",
-                },
-                ConstGauge::new(idle),
-            ));
-            pools.push((
-                PoolLabels {
-                    module,
-                    state: "used",
-                },
-                ConstGauge::new((size - idle).max(0)),
-            ));
+            pools.push((PoolLabels { module, state: "idle" }, ConstGauge::new(idle)));
+            pools.push((PoolLabels { module, state: "used" }, ConstGauge::new((size - idle).max(0))));
             let max = i64::from(pool.options().get_max_connections());
             pools.push((PoolLabels { module, state: "max" }, ConstGauge::new(max)));
         }
@@ -218,10 +178,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_by_known_method_and_code() {
-        let method = Method {
-            service: "a.B".into(),
-            method: "C".into(),
-        };
+        let method = Method { service: "a.B".into(), method: "C".into() };
         let metrics = Metrics::new(HashMap::from([("/a.B/C".to_owned(), method)]), Vec::new());
         metrics.started(true, "/a.B/C");
         metrics.handled("/a.B/C", Outcome::Grpc(Code::Ok), Duration::from_millis(3));

@@ -50,10 +50,7 @@ pub fn methods(descriptors: &[u8]) -> Result<HashMap<String, Method>, prost::Dec
             for method in &service.method {
                 methods.insert(
                     format!("/{service_name}/{}", method.name()),
-                    Method {
-                        service: service_name.clone(),
-                        method: method.name().to_owned(),
-                    },
+                    Method { service: service_name.clone(), method: method.name().to_owned() },
                 );
             }
         }
@@ -68,10 +65,7 @@ mod tests {
     #[test]
     fn methods_are_named_by_their_path() {
         let methods = methods(tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
-        let expected = Method {
-            service: "grpc.health.v1.Health".into(),
-            method: "Check".into(),
-        };
+        let expected = Method { service: "grpc.health.v1.Health".into(), method: "Check".into() };
         assert_eq!(methods.get("/grpc.health.v1.Health/Check"), Some(&expected));
         assert!(!methods.contains_key("/grpc.health.v1.Health/Nothing"));
     }

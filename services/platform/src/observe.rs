@@ -84,11 +84,7 @@ struct Call {
 impl Call {
     fn start(observer: Observer, request: &Request) -> Self {
         let path = request.uri().path();
-        let path = if observer.grpc {
-            path.to_owned()
-        } else {
-            format!("{} {path}", request.method())
-        };
+        let path = if observer.grpc { path.to_owned() } else { format!("{} {path}", request.method()) };
         let span = tracing::info_span!(
             "rpc",
             otel.name = %path,
@@ -102,29 +98,13 @@ impl Call {
         span.record("trace_id", &trace_id);
         let subject = Subject::default();
         if observer.trust_x_user
-            && let Some(user) = request
-                .headers()
-                .get("x-user")
-                .and_then(|value| value.to_str().ok())
+            && let Some(user) = request.headers().get("x-user").and_then(|value| value.to_str().ok())
         {
             subject.set(user);
         }
         observer.metrics.started(observer.grpc, &path);
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .map(|Peer(peer)| peer.to_string())
-            .unwrap_or_default();
-        Self {
-            observer,
-            path,
-            peer,
-            subject,
-            span,
-            trace_id,
-            started: Instant::now(),
-            outcome: None,
-        }
+        let peer = request.extensions().get::<Peer>().map(|Peer(peer)| peer.to_string()).unwrap_or_default();
+        Self { observer, path, peer, subject, span, trace_id, started: Instant::now(), outcome: None }
     }
 }
 

@@ -31,10 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Returns when the last one has.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -66,9 +63,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 request
             })
             .service(router.clone());
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

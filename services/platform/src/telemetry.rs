@@ -24,11 +24,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            service_name: "suite".into(),
-            endpoint: None,
-            level: "info".into(),
-        }
+        Self { service_name: "suite".into(), endpoint: None, level: "info".into() }
     }
 }
 
@@ -91,15 +87,11 @@ where
         .with_writer(writer)
         .with_filter(filter);
 
-    let resource = Resource::builder()
-        .with_service_name(settings.service_name.clone())
-        .build();
+    let resource = Resource::builder().with_service_name(settings.service_name.clone()).build();
     let mut provider = SdkTracerProvider::builder().with_resource(resource);
     if let Some(endpoint) = &settings.endpoint {
-        let exporter = opentelemetry_otlp::SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(endpoint)
-            .build()?;
+        let exporter =
+            opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
         provider = provider.with_batch_exporter(exporter);
     }
     let provider = provider.build();
@@ -117,15 +109,9 @@ mod tests {
 
     #[test]
     fn an_unknown_log_level_is_named() {
-        let settings = Settings {
-            level: "loud=very".into(),
-            ..Settings::default()
-        };
+        let settings = Settings { level: "loud=very".into(), ..Settings::default() };
         let error = subscriber(&settings, std::io::sink).err().unwrap().to_string();
-        assert!(
-            error.starts_with(r#"LOG_LEVEL="loud=very" is not valid"#),
-            "{error}"
-        );
+        assert!(error.starts_with(r#"LOG_LEVEL="loud=very" is not valid"#), "{error}");
     }
 
     #[test]

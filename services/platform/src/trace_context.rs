@@ -70,10 +70,7 @@ mod tests {
             span.set_parent(extract(&incoming)).unwrap();
             let mut outgoing = HeaderMap::new();
             span.in_scope(|| inject(&mut outgoing));
-            (
-                trace_id(&span),
-                outgoing["traceparent"].to_str().unwrap().to_owned(),
-            )
+            (trace_id(&span), outgoing["traceparent"].to_str().unwrap().to_owned())
         })
     }
 
@@ -87,11 +84,9 @@ mod tests {
 
     #[test]
     fn without_a_valid_parent_a_trace_starts() {
-        for parent in [
-            None,
-            Some("00-nonsense"),
-            Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01"),
-        ] {
+        for parent in
+            [None, Some("00-nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01")]
+        {
             let (trace, outgoing) = served(parent);
             assert_ne!(trace, "0".repeat(32));
             assert!(outgoing.contains(&trace), "{outgoing} carries {trace}");

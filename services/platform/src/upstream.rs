@@ -35,10 +35,7 @@ pub fn remote(name: &str, url: &str) -> Result<Upstream, ConfigError> {
     if endpoint.uri().scheme().is_none() || endpoint.uri().host().is_none() {
         return Err(invalid());
     }
-    let channel = endpoint
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .connect_lazy();
+    let channel = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE).connect_lazy();
     let channel = channel.map_err(|error| Status::from_error(error.into()));
     let traced = ServiceBuilder::new()
         .map_request(|mut request: http::Request<Body>| {
@@ -89,18 +86,12 @@ mod tests {
     #[test]
     fn a_call_gets_what_is_left_of_the_deadline_and_the_callers_token() {
         let mut incoming = Request::new(());
-        incoming
-            .extensions_mut()
-            .insert(Deadline::after(Duration::from_millis(50)));
-        let token = VerifiedToken {
-            subject: "ada".into(),
-            token: "secret".into(),
-        };
+        incoming.extensions_mut().insert(Deadline::after(Duration::from_millis(50)));
+        let token = VerifiedToken { subject: "ada".into(), token: "secret".into() };
         incoming.extensions_mut().insert(token);
         let request = onward(&incoming, (), Duration::from_secs(2));
-        let timeout = crate::deadline::grpc_timeout(&request.metadata().clone().into_headers())
-            .unwrap()
-            .unwrap();
+        let timeout =
+            crate::deadline::grpc_timeout(&request.metadata().clone().into_headers()).unwrap().unwrap();
         assert!(timeout <= Duration::from_millis(50), "{timeout:?}");
         assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer secret");
         assert!(!format!("{request:?}").contains("secret"));

@@ -39,10 +39,7 @@ async fn serve(answers: impl FnOnce(u16) -> HashMap<&'static str, String>) -> u1
 }
 
 fn ok(body: &str) -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
 fn redirect(to: &str) -> String {
@@ -50,10 +47,8 @@ fn redirect(to: &str) -> String {
 }
 
 async fn fetch(external: &str, internal: &str, url: &str) -> Result<Fetched, FetchError> {
-    let env = Env::from_iter([
-        ("CALLER_ALLOWED_HOSTS", external),
-        ("CALLER_ALLOWED_INTERNAL_HOSTS", internal),
-    ]);
+    let env =
+        Env::from_iter([("CALLER_ALLOWED_HOSTS", external), ("CALLER_ALLOWED_INTERNAL_HOSTS", internal)]);
     let fetcher = Fetcher::new(AllowList::from_env(&env).unwrap()).unwrap();
     fetcher.fetch(&Url::parse(url).unwrap()).await
 }
@@ -62,29 +57,16 @@ async fn fetch(external: &str, internal: &str, url: &str) -> Result<Fetched, Fet
 async fn a_host_named_as_internal_is_fetched_and_measured() {
     let port = serve(|_| HashMap::from([("/a", ok("hello"))])).await;
     let allowed = format!("localhost:{port}");
-    let fetched = fetch("", &allowed, &format!("http://localhost:{port}/a"))
-        .await
-        .unwrap();
-    assert_eq!(
-        fetched,
-        Fetched {
-            status: 200,
-            body_length: 5
-        }
-    );
+    let fetched = fetch("", &allowed, &format!("http://localhost:{port}/a")).await.unwrap();
+    assert_eq!(fetched, Fetched { status: 200, body_length: 5 });
 }
 
 #[tokio::test]
 async fn an_allowed_name_that_leads_inside_is_refused() {
     let port = serve(|_| HashMap::from([("/a", ok("secret"))])).await;
     let allowed = format!("localhost:{port}");
-    let error = fetch(&allowed, "", &format!("http://localhost:{port}/a"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, FetchError::Refused(Refusal::Address)),
-        "{error:?}"
-    );
+    let error = fetch(&allowed, "", &format!("http://localhost:{port}/a")).await.unwrap_err();
+    assert!(matches!(error, FetchError::Refused(Refusal::Address)), "{error:?}");
 }
 
 #[tokio::test]
@@ -106,25 +88,14 @@ async fn a_redirect_is_checked_like_the_first_url() {
         async move { fetch("", &allowed, &url).await }
     };
     assert_eq!(get("/local").await.unwrap().status, 200);
-    for (path, refusal) in [
-        ("/loop", Refusal::Redirects),
-        ("/address", Refusal::Host),
-        ("/metadata", Refusal::Host),
-    ] {
+    for (path, refusal) in
+        [("/loop", Refusal::Redirects), ("/address", Refusal::Host), ("/metadata", Refusal::Host)]
+    {
         let result = get(path).await;
-        assert!(
-            matches!(result, Err(FetchError::Refused(found)) if found == refusal),
-            "{path}: {result:?}"
-        );
+        assert!(matches!(result, Err(FetchError::Refused(found)) if found == refusal), "{path}: {result:?}");
     }
     // A redirect to another scheme is no HTTP redirect: it is the answer.
-    assert_eq!(
-        get("/file").await.unwrap(),
-        Fetched {
-            status: 302,
-            body_length: 0
-        }
-    );
+    assert_eq!(get("/file").await.unwrap(), Fetched { status: 302, body_length: 0 });
 }
 
 #[tokio::test]
@@ -132,9 +103,7 @@ async fn a_body_over_the_limit_is_not_read_to_its_end() {
     let body = "x".repeat(usize::try_from(MAX_BODY).unwrap() + 1);
     let port = serve(|_| HashMap::from([("/big", ok(&body))])).await;
     let allowed = format!("localhost:{port}");
-    let error = fetch("", &allowed, &format!("http://localhost:{port}/big"))
-        .await
-        .unwrap_err();
+    let error = fetch("", &allowed, &format!("http://localhost:{port}/big")).await.unwrap_err();
     assert!(matches!(error, FetchError::TooLarge), "{error:?}");
 }
 
@@ -142,8 +111,6 @@ async fn a_body_over_the_limit_is_not_read_to_its_end() {
 async fn a_silent_host_is_given_up_after_two_seconds() {
     let port = serve(|_| HashMap::new()).await;
     let allowed = format!("localhost:{port}");
-    let error = fetch("", &allowed, &format!("http://localhost:{port}/silent"))
-        .await
-        .unwrap_err();
+    let error = fetch("", &allowed, &format!("http://localhost:{port}/silent")).await.unwrap_err();
     assert!(matches!(error, FetchError::Timeout), "{error:?}");
 }

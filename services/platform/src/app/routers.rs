@@ -42,28 +42,22 @@ pub(super) fn grpc(
         Some(verifier) => router.layer(from_fn_with_state(Arc::new(verifier), jwt::require)),
         None => router,
     };
-    router
-        .layer(from_fn_with_state(longest, deadline::enforce))
-        .layer(from_fn_with_state(observer, observe))
+    router.layer(from_fn_with_state(longest, deadline::enforce)).layer(from_fn_with_state(observer, observe))
 }
 
 /// The HTTP listener, without the probes.
 pub(super) fn http(modules: Router, max_concurrent: usize, observer: Observer) -> Router {
-    limit(modules, max_concurrent, |_| {
-        StatusCode::SERVICE_UNAVAILABLE.into_response()
-    })
-    .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
-        log_panic(&*panic);
-        StatusCode::INTERNAL_SERVER_ERROR.into_response()
-    }))
-    .layer(from_fn_with_state(observer, observe))
+    limit(modules, max_concurrent, |_| StatusCode::SERVICE_UNAVAILABLE.into_response())
+        .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
+            log_panic(&*panic);
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }))
+        .layer(from_fn_with_state(observer, observe))
 }
 
 fn limit(router: Router, max: usize, refuse: fn(Status) -> Response) -> Router {
     let overloaded = HandleErrorLayer::new(move |_: BoxError| async move {
-        refuse(Status::resource_exhausted(
-            "too many requests at once: try again later",
-        ))
+        refuse(Status::resource_exhausted("too many requests at once: try again later"))
     });
     router.layer(
         ServiceBuilder::new()
@@ -74,10 +68,8 @@ fn limit(router: Router, max: usize, refuse: fn(Status) -> Response) -> Router {
 }
 
 fn log_panic(panic: &(dyn Any + Send)) {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(panic = text.unwrap_or("no message"), "a handler panicked");
 }
 
@@ -108,42 +100,21 @@ mod tests {
     /// A listener with a method that never answers and one that panics, for
     /// at most one request at a time.
     fn served() -> Served {
-        let method = |name: &str| {
-            (
-                format!("/a.B/{name}"),
-                Method {
-                    service: "a.B".into(),
-                    method: name.into(),
-                },
-            )
-        };
+        let method =
+            |name: &str| (format!("/a.B/{name}"), Method { service: "a.B".into(), method: name.into() });
         let metrics = Metrics::new(HashMap::from([method("Hang"), method("Panic")]), Vec::new());
         let modules = Router::new()
             .route("/a.B/Hang", post(std::future::pending::<()>))
             .route("/a.B/Panic", post(panicking));
-        let policy = Policy {
-            mode: Mode::Off,
-            slow: Duration::MAX,
-        };
-        let observer = Observer {
-            metrics: metrics.clone(),
-            policy,
-            grpc: true,
-            trust_x_user: false,
-        };
+        let policy = Policy { mode: Mode::Off, slow: Duration::MAX };
+        let observer = Observer { metrics: metrics.clone(), policy, grpc: true, trust_x_user: false };
         let longest = Duration::from_secs(30);
-        Served {
-            router: grpc(modules, Router::new(), 1, None, longest, observer),
-            metrics,
-        }
+        Served { router: grpc(modules, Router::new(), 1, None, longest, observer), metrics }
     }
 
     impl Served {
         async fn call(&self, path: &str, timeout: &str) -> Code {
-            let request = Request::post(path)
-                .header("grpc-timeout", timeout)
-                .body(Body::empty())
-                .unwrap();
+            let request = Request::post(path).header("grpc-timeout", timeout).body(Body::empty()).unwrap();
             let response = self.router.clone().oneshot(request).await.unwrap();
             Status::from_header_map(response.headers()).unwrap().code()
         }
@@ -187,10 +158,7 @@ mod tests {
             tokio::task::yield_now().await;
             served.call("/a.B/Hang", "1S").await
         });
-        assert_eq!(
-            (hanging, refused),
-            (Code::DeadlineExceeded, Code::ResourceExhausted)
-        );
+        assert_eq!((hanging, refused), (Code::DeadlineExceeded, Code::ResourceExhausted));
     }
 
     #[tokio::test]

@@ -33,19 +33,14 @@ impl Settings {
     /// When a variable is wrong.
     pub fn from_env(env: &Env, http: bool) -> Result<Self, ConfigError> {
         let port = |name, default| env.or(name, default, "a port number from 0 to 65535");
-        let grpc_port = if http {
-            port("GRPC_PORT", 50051)
-        } else {
-            port("GRPC_PORT", port("PORT", 50051)?)
-        }?;
+        let grpc_port =
+            if http { port("GRPC_PORT", 50051) } else { port("GRPC_PORT", port("PORT", 50051)?) }?;
         Ok(Self {
             grpc_port,
             http_port: port("PORT", 8080)?,
             metrics_port: port("METRICS_PORT", 9090)?,
             access_log: Policy {
-                mode: env
-                    .parse::<Mode>("ACCESS_LOG", "All, Abnormal or Off")?
-                    .unwrap_or(Mode::All),
+                mode: env.parse::<Mode>("ACCESS_LOG", "All, Abnormal or Off")?.unwrap_or(Mode::All),
                 slow: env.duration("ACCESS_LOG_SLOW", Duration::from_secs(1))?,
             },
             request_timeout: env.duration("REQUEST_TIMEOUT", Duration::from_secs(30))?,
@@ -70,9 +65,6 @@ mod tests {
         assert_eq!(ports(&[("PORT", "7000")], false).0, 7000);
         assert_eq!(ports(&[], true), (50051, 8080));
         assert_eq!(ports(&[("PORT", "7000")], true), (50051, 7000));
-        assert_eq!(
-            ports(&[("PORT", "7000"), ("GRPC_PORT", "7001")], true),
-            (7001, 7000)
-        );
+        assert_eq!(ports(&[("PORT", "7000"), ("GRPC_PORT", "7001")], true), (7001, 7000));
     }
 }

@@ -42,10 +42,7 @@ enum Decision {
 impl Cache {
     fn decide(&self, kid: &str, now: Instant) -> Decision {
         let waited = |pause| self.attempted.is_none_or(|at| now.duration_since(at) >= pause);
-        let fresh = self
-            .keys
-            .as_ref()
-            .filter(|(_, at)| now.duration_since(*at) < FRESH);
+        let fresh = self.keys.as_ref().filter(|(_, at)| now.duration_since(*at) < FRESH);
         match fresh {
             Some((keys, _)) => match keys.find(kid) {
                 Some(key) => Decision::Use(Box::new(key.clone())),
@@ -65,20 +62,13 @@ impl Jwks {
     /// When no HTTP client can be built, for want of root certificates.
     pub fn new(url: Url) -> Result<Self, ConfigError> {
         // A redirect would let whoever controls it choose our keys.
-        let client = Client::builder()
-            .timeout(TIMEOUT)
-            .redirect(redirect::Policy::none())
-            .build();
+        let client = Client::builder().timeout(TIMEOUT).redirect(redirect::Policy::none()).build();
         let client = client.map_err(|_| ConfigError::Invalid {
             name: "JWT_JWKS_URL".into(),
             value: url.to_string(),
             expected: "a URL, in an image that has root certificates (ca-certificates)",
         })?;
-        Ok(Self {
-            url,
-            client,
-            cache: Mutex::default(),
-        })
+        Ok(Self { url, client, cache: Mutex::default() })
     }
 
     /// The key of this id. One fetch at a time; the others wait for it.
@@ -138,10 +128,7 @@ mod tests {
     fn cache(age: Duration, attempted: Duration, now: Instant) -> Cache {
         let key = r#"{"keys":[{"kty":"RSA","kid":"known","n":"AQAB","e":"AQAB"}]}"#;
         let keys = serde_json::from_str(key).unwrap();
-        Cache {
-            keys: now.checked_sub(age).map(|at| (keys, at)),
-            attempted: now.checked_sub(attempted),
-        }
+        Cache { keys: now.checked_sub(age).map(|at| (keys, at)), attempted: now.checked_sub(attempted) }
     }
 
     fn now() -> Instant {
@@ -170,9 +157,6 @@ mod tests {
         let idle = cache(FRESH, Duration::from_mins(5), now);
         assert_eq!(idle.decide("known", now), Decision::Fetch);
         let failing = cache(FRESH, Duration::from_millis(500), now);
-        assert_eq!(
-            failing.decide("known", now),
-            Decision::Reject(Rejection::KeysUnavailable)
-        );
+        assert_eq!(failing.decide("known", now), Decision::Reject(Rejection::KeysUnavailable));
     }
 }

@@ -6,10 +6,7 @@ use super::*;
 use crate::testing::issuer::Issuer;
 
 fn policy() -> Policy {
-    Policy {
-        issuer: "https://issuer.test".into(),
-        audiences: vec!["demo".into(), "other".into()],
-    }
+    Policy { issuer: "https://issuer.test".into(), audiences: vec!["demo".into(), "other".into()] }
 }
 
 fn now() -> u64 {
@@ -23,10 +20,7 @@ fn good() -> Value {
 #[test]
 fn a_good_token_names_its_subject() {
     let issuer = Issuer::new();
-    assert_eq!(
-        policy().verify(&issuer.sign(&good()), &issuer.jwk()),
-        Ok("ada".into())
-    );
+    assert_eq!(policy().verify(&issuer.sign(&good()), &issuer.jwk()), Ok("ada".into()));
 }
 
 #[rstest]
@@ -47,25 +41,16 @@ fn a_token_with_one_wrong_claim_is_refused(#[case] claim: &str, #[case] value: V
         Value::Null => fields.remove(claim),
         value => fields.insert(claim.into(), value),
     };
-    assert_eq!(
-        policy().verify(&issuer.sign(&claims), &issuer.jwk()),
-        Err(Rejection::Invalid)
-    );
+    assert_eq!(policy().verify(&issuer.sign(&claims), &issuer.jwk()), Err(Rejection::Invalid));
 }
 
 #[test]
 fn a_token_of_another_key_or_algorithm_is_refused() {
     let (issuer, stranger) = (Issuer::new(), Issuer::new());
-    assert_eq!(
-        policy().verify(&stranger.sign(&good()), &issuer.jwk()),
-        Err(Rejection::Invalid)
-    );
+    assert_eq!(policy().verify(&stranger.sign(&good()), &issuer.jwk()), Err(Rejection::Invalid));
     // The public key as HMAC secret, and no signature at all.
     let public = serde_json::to_vec(&issuer.jwk()).unwrap();
-    let header = jsonwebtoken::Header {
-        kid: Some(issuer.kid()),
-        ..jsonwebtoken::Header::default()
-    };
+    let header = jsonwebtoken::Header { kid: Some(issuer.kid()), ..jsonwebtoken::Header::default() };
     let confused =
         jsonwebtoken::encode(&header, &good(), &jsonwebtoken::EncodingKey::from_secret(&public)).unwrap();
     assert_eq!(policy().verify(&confused, &issuer.jwk()), Err(Rejection::Invalid));

@@ -71,10 +71,7 @@ impl Issuer {
     /// When the claims are no JSON object.
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
-        let header = Header {
-            kid: Some(self.kid()),
-            ..Header::new(Algorithm::RS256)
-        };
+        let header = Header { kid: Some(self.kid()), ..Header::new(Algorithm::RS256) };
         encode(&header, claims, &self.key).unwrap()
     }
 
@@ -84,9 +81,7 @@ impl Issuer {
     /// # Panics
     /// When no port is free.
     pub async fn serve(&self) -> (SocketAddr, Arc<AtomicUsize>) {
-        let keys = JwkSet {
-            keys: vec![self.jwk()],
-        };
+        let keys = JwkSet { keys: vec![self.jwk()] };
         let fetched = Arc::new(AtomicUsize::new(0));
         let count = fetched.clone();
         let answer = move || {

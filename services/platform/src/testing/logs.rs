@@ -63,10 +63,6 @@ pub fn text() -> String {
 #[must_use]
 pub fn access(trace_id: &str) -> Vec<Value> {
     let text = text();
-    let lines = text
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines
-        .filter(|line| line["target"] == "access" && line["trace_id"] == trace_id)
-        .collect()
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line["target"] == "access" && line["trace_id"] == trace_id).collect()
 }

@@ -65,38 +65,17 @@ impl Postgres {
             "the tests need PostgreSQL 15: apt-get install -y --no-install-recommends postgresql-15"
         );
         // Not the default place: the path of a socket has at most 107 bytes.
-        let directory = tempfile::Builder::new()
-            .prefix("pg")
-            .tempdir_in("/tmp")
-            .unwrap()
-            .keep();
+        let directory = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap().keep();
         if Uid::effective().is_root() {
             let account = User::from_name(ACCOUNT).unwrap().unwrap();
             chown(&directory, Some(account.uid), Some(account.gid)).unwrap();
         }
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let mut initdb = command(&Path::new(BIN).join("initdb"));
-        initdb.args([
-            "-U",
-            ACCOUNT,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-            "-D",
-        ]);
+        initdb.args(["-U", ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]);
         let output = initdb.arg(directory.join("data")).output().unwrap();
-        assert!(
-            output.status.success(),
-            "initdb: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let mut server = Self {
-            directory,
-            watcher: None,
-        };
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let mut server = Self { directory, watcher: None };
         server.resume().await;
         server
     }
@@ -124,10 +103,7 @@ impl Postgres {
         let give_up = Instant::now() + Duration::from_secs(20);
         while let Err(error) = self.connect("postgres").await {
             let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
-            assert!(
-                Instant::now() < give_up,
-                "PostgreSQL does not answer: {error}\n{log}"
-            );
+            assert!(Instant::now() < give_up, "PostgreSQL does not answer: {error}\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -159,10 +135,7 @@ impl Postgres {
              alter default privileges for role {name}_o in schema app
                grant select, insert, update, delete on tables to {name}_writer;"
         );
-        sqlx::raw_sql(AssertSqlSafe(grants))
-            .execute(&mut inside)
-            .await
-            .unwrap();
+        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&mut inside).await.unwrap();
         Provisioned {
             owner: self.uri(&format!("{name}_owner"), name),
             writer: self.uri(&format!("{name}_writer"), name),
@@ -176,10 +149,7 @@ impl Postgres {
     }
 
     fn uri(&self, user: &str, database: &str) -> String {
-        format!(
-            "postgres://{user}@localhost/{database}?host={}&sslmode=disable",
-            self.directory.display()
-        )
+        format!("postgres://{user}@localhost/{database}?host={}&sslmode=disable", self.directory.display())
     }
 }
 

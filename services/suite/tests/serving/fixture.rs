@@ -32,11 +32,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn channel(&self) -> Channel {
-        Channel::from_shared(self.grpc.clone())
-            .unwrap()
-            .connect()
-            .await
-            .unwrap()
+        Channel::from_shared(self.grpc.clone()).unwrap().connect().await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
@@ -50,10 +46,7 @@ impl Running {
 }
 
 pub(crate) fn vars<const N: usize>(pairs: [(&str, &str); N]) -> Vars {
-    pairs
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Serves on free ports.
@@ -67,22 +60,14 @@ pub(crate) async fn serve(names: &[Name], vars: &Vars) -> Running {
     let (grpc, http, metrics) = (url(app.grpc_addr), app.http_addr.map(url), url(app.metrics_addr));
     let stop = CancellationToken::new();
     let task = tokio::spawn(app.run(stop.clone().cancelled_owned()));
-    Running {
-        grpc,
-        http,
-        metrics,
-        stop,
-        task,
-    }
+    Running { grpc, http, metrics, stop, task }
 }
 
 /// A migrated database for a module; returns its variables too.
 pub(crate) async fn database(postgres: &Postgres, name: Name) -> (Provisioned, Vars) {
     logs::install();
     let database = postgres.provision(name.as_str()).await;
-    suite::migrate(&Env::from_iter([("DATABASE_URL", &database.owner)]), name)
-        .await
-        .unwrap();
+    suite::migrate(&Env::from_iter([("DATABASE_URL", &database.owner)]), name).await.unwrap();
     let variable = format!("{}_DATABASE_URL", name.as_str().to_uppercase());
     let vars = HashMap::from([(variable, database.writer.clone())]);
     (database, vars)
@@ -96,10 +81,8 @@ pub(crate) async fn web(body: &'static str) -> u16 {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 4096];
             if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                let head = format!(
-                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    body.len()
-                );
+                let head =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all((head + body).as_bytes()).await;
             }
         }
@@ -111,19 +94,14 @@ pub(crate) async fn web(body: &'static str) -> u16 {
 pub(crate) fn traced<T>(number: u32, message: T) -> (Request<T>, String) {
     let trace = format!("{number:032x}");
     let mut request = Request::new(message);
-    request.metadata_mut().insert(
-        "traceparent",
-        format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap(),
-    );
+    request.metadata_mut().insert("traceparent", format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap());
     (request, trace)
 }
 
 /// The one line that the access log has for a trace.
 pub(crate) async fn access_line(trace: &str) -> serde_json::Value {
-    platform::testing::eventually("a line in the access log", || async {
-        !logs::access(trace).is_empty()
-    })
-    .await;
+    platform::testing::eventually("a line in the access log", || async { !logs::access(trace).is_empty() })
+        .await;
     let lines = logs::access(trace);
     assert_eq!(lines.len(), 1, "{lines:?}");
     lines[0].clone()

@@ -27,10 +27,7 @@ async fn a_greeting_is_answered_stored_and_seen_by_logs_and_metrics() {
     let port = web("hello").await;
     env.extend(caller_env);
     env.extend(vars([
-        (
-            "GREETER_EXTERNAL_URL",
-            &format!("http://localhost:{port}/x?token=s3cret"),
-        ),
+        ("GREETER_EXTERNAL_URL", &format!("http://localhost:{port}/x?token=s3cret")),
         ("CALLER_ALLOWED_INTERNAL_HOSTS", &format!("localhost:{port}")),
     ]));
     let app = serve(&[Name::Greeter, Name::Caller], &env).await;
@@ -72,10 +69,7 @@ async fn a_greeting_is_answered_stored_and_seen_by_logs_and_metrics() {
         .await
         .unwrap();
     assert_eq!(row.get::<String, _>(0), format!("http://localhost:{port}/x"));
-    assert_eq!(
-        (row.get::<&str, _>(1), row.get::<&str, _>(2)),
-        ("answered", trace.as_str())
-    );
+    assert_eq!((row.get::<&str, _>(1), row.get::<&str, _>(2)), ("answered", trace.as_str()));
 
     let (status, metrics) = app.get("/metrics").await;
     assert_eq!(status, 200);
@@ -97,24 +91,12 @@ async fn version_2_adds_languages_trace_and_a_stream_that_is_logged_at_its_end()
     let app = serve(&[Name::Greeter], &env).await;
     let mut client = GreeterV2::new(app.channel().await);
 
-    let (request, trace) = traced(
-        2,
-        v2::GreetRequest {
-            name: "Ada".into(),
-            locale: "de-AT".into(),
-        },
-    );
+    let (request, trace) = traced(2, v2::GreetRequest { name: "Ada".into(), locale: "de-AT".into() });
     let answer = client.greet(request).await.unwrap().into_inner();
     assert_eq!(answer.message, "Hallo Ada vom greeter-service!");
-    assert_eq!(
-        (answer.locale, answer.trace_id, answer.external_status),
-        ("de".into(), trace, 0)
-    );
+    assert_eq!((answer.locale, answer.trace_id, answer.external_status), ("de".into(), trace, 0));
 
-    let ask = || v2::GreetStreamRequest {
-        name: "Ada".into(),
-        locale: String::new(),
-    };
+    let ask = || v2::GreetStreamRequest { name: "Ada".into(), locale: String::new() };
     let (request, trace) = traced(3, ask());
     let started = Instant::now();
     let mut stream = client.greet_stream(request).await.unwrap().into_inner();
@@ -174,44 +156,23 @@ async fn reflection_and_health_know_the_services_and_nothing_else_is_answered() 
         panic!("no list of services")
     };
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    for name in [
-        "greeter.v1.GreeterService",
-        "greeter.v2.GreeterService",
-        "grpc.health.v1.Health",
-    ] {
+    for name in ["greeter.v1.GreeterService", "greeter.v2.GreeterService", "grpc.health.v1.Health"] {
         assert!(names.iter().any(|found| found == name), "{name} in {names:?}");
     }
 
     let mut health = HealthClient::new(channel.clone());
-    for service in [
-        "",
-        "liveness",
-        "readiness",
-        "greeter.v1.GreeterService",
-        "greeter.v2.GreeterService",
-    ] {
-        let answer = health
-            .check(HealthCheckRequest {
-                service: service.into(),
-            })
-            .await
-            .unwrap();
+    for service in ["", "liveness", "readiness", "greeter.v1.GreeterService", "greeter.v2.GreeterService"] {
+        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap();
         assert_eq!(answer.into_inner().status, 1, "{service:?} serves");
     }
 
     let mut other = caller::v1::caller_service_client::CallerServiceClient::new(channel);
     let (request, trace) = traced(6, caller::v1::CallExternalRequest::default());
-    assert_eq!(
-        other.call_external(request).await.unwrap_err().code(),
-        Code::Unimplemented
-    );
+    assert_eq!(other.call_external(request).await.unwrap_err().code(), Code::Unimplemented);
     let line = access_line(&trace).await;
     assert_eq!(
         (&line["code"], &line["method"]),
-        (
-            &"UNIMPLEMENTED".into(),
-            &"/caller.v1.CallerService/CallExternal".into()
-        )
+        (&"UNIMPLEMENTED".into(), &"/caller.v1.CallerService/CallExternal".into())
     );
 }
 
@@ -236,33 +197,19 @@ async fn a_greeting_does_without_caller_but_not_without_its_database() {
     let (status, text) = app.get("/readyz").await;
     assert!(status == 503 && text.contains("greeter"), "{status} {text}");
     let error = client.greet(hello("Ada")).await.unwrap_err();
-    assert_eq!(
-        (error.code(), error.message()),
-        (Code::Unavailable, "the database is not available")
-    );
+    assert_eq!((error.code(), error.message()), (Code::Unavailable, "the database is not available"));
 
     postgres.resume().await;
     app.ready().await;
     let answer = client.greet(hello("Ada")).await.unwrap().into_inner();
-    assert_eq!(
-        (answer.message.as_str(), answer.external_status),
-        ("Hello Ada from greeter-service!", 0)
-    );
+    assert_eq!((answer.message.as_str(), answer.external_status), ("Hello Ada from greeter-service!", 0));
 
     postgres.stop();
-    assert_eq!(
-        client.greet(hello("Ada")).await.unwrap_err().code(),
-        Code::Unavailable
-    );
+    assert_eq!(client.greet(hello("Ada")).await.unwrap_err().code(), Code::Unavailable);
     eventually("not ready", || async { app.get("/readyz").await.0 == 503 }).await;
     let mut health = HealthClient::new(app.channel().await);
     for (service, status) in [("", 1), ("readiness", 2), ("greeter.v1.GreeterService", 2)] {
-        let answer = health
-            .check(HealthCheckRequest {
-                service: service.into(),
-            })
-            .await
-            .unwrap();
+        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap();
         assert_eq!(answer.into_inner().status, status, "{service:?}");
     }
 }
@@ -278,16 +225,12 @@ async fn a_host_that_is_not_allowed_is_refused_and_remembered() {
         ("http://localhost:9090/metrics", Code::PermissionDenied),
         ("not a url", Code::InvalidArgument),
     ] {
-        let error = client
-            .call_external(caller::v1::CallExternalRequest { url: url.into() })
-            .await
-            .unwrap_err();
+        let error =
+            client.call_external(caller::v1::CallExternalRequest { url: url.into() }).await.unwrap_err();
         assert_eq!(error.code(), code, "{url}: {error}");
     }
     let mut db = PgConnection::connect(&calls.admin).await.unwrap();
-    let outcomes: Vec<String> = sqlx::query_scalar("select outcome from app.call_logs")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
+    let outcomes: Vec<String> =
+        sqlx::query_scalar("select outcome from app.call_logs").fetch_all(&mut db).await.unwrap();
     assert_eq!(outcomes, ["refused", "refused"]);
 }

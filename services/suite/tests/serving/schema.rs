@@ -15,10 +15,7 @@ async fn migrations_go_up_twice_and_down_again_in_the_schema_of_the_role() {
     for (name, expected) in [
         (Name::Greeter, vec!["app._sqlx_migrations", "app.greetings"]),
         (Name::Caller, vec!["app._sqlx_migrations", "app.call_logs"]),
-        (
-            Name::Auth,
-            vec!["app._sqlx_migrations", "app.signing_keys", "app.users"],
-        ),
+        (Name::Auth, vec!["app._sqlx_migrations", "app.signing_keys", "app.users"]),
     ] {
         let database = postgres.provision(name.as_str()).await;
         let env = Env::from_iter([("DATABASE_URL", &database.owner)]);
@@ -43,19 +40,9 @@ async fn a_service_is_not_ready_before_its_migration_and_cannot_migrate_itself()
         status == 503 && text.contains("run `suite migrate`")
     })
     .await;
-    suite::migrate(
-        &Env::from_iter([("DATABASE_URL", &database.writer)]),
-        Name::Greeter,
-    )
-    .await
-    .unwrap_err();
+    suite::migrate(&Env::from_iter([("DATABASE_URL", &database.writer)]), Name::Greeter).await.unwrap_err();
     let mut writer = PgConnection::connect(&database.writer).await.unwrap();
     assert!(writer.execute("create table t ()").await.is_err());
-    suite::migrate(
-        &Env::from_iter([("DATABASE_URL", &database.owner)]),
-        Name::Greeter,
-    )
-    .await
-    .unwrap();
+    suite::migrate(&Env::from_iter([("DATABASE_URL", &database.owner)]), Name::Greeter).await.unwrap();
     app.ready().await;
 }

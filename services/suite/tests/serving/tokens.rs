@@ -17,11 +17,7 @@ fn claims(subject: &str) -> serde_json::Value {
 async fn layer(issuer: &Issuer) -> (Vars, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     let (addr, fetched) = issuer.serve().await;
     let url = format!("http://{addr}/jwks");
-    let layer = vars([
-        ("JWT_JWKS_URL", &url),
-        ("JWT_ISSUER", "https://edge.test"),
-        ("JWT_AUDIENCE", "demo"),
-    ]);
+    let layer = vars([("JWT_JWKS_URL", &url), ("JWT_ISSUER", "https://edge.test"), ("JWT_AUDIENCE", "demo")]);
     (layer, fetched)
 }
 
@@ -31,9 +27,7 @@ async fn greet(
     tokens: &[&str],
 ) -> Result<Response<GreetResponse>, Status> {
     for token in tokens {
-        request
-            .metadata_mut()
-            .append("authorization", format!("Bearer {token}").parse().unwrap());
+        request.metadata_mut().append("authorization", format!("Bearer {token}").parse().unwrap());
     }
     client.greet(request).await
 }
@@ -51,48 +45,29 @@ async fn a_call_needs_one_valid_token_and_its_subject_is_the_tokens() {
     let ada = issuer.sign(&claims("ada"));
     let stranger = Issuer::new().sign(&claims("mallory"));
 
-    for (number, tokens) in [
-        (10, vec![]),
-        (11, vec![&*stranger]),
-        (12, vec![&*ada, &*ada]),
-        (13, vec!["nonsense"]),
-    ] {
+    for (number, tokens) in
+        [(10, vec![]), (11, vec![&*stranger]), (12, vec![&*ada, &*ada]), (13, vec!["nonsense"])]
+    {
         let (mut request, trace) = traced(number, GreetRequest::default());
         request.metadata_mut().insert("x-user", "root".parse().unwrap());
         let error = greet(client, request, &tokens).await.unwrap_err();
         assert_eq!(error.code(), Code::Unauthenticated, "{tokens:?}");
         let line = access_line(&trace).await;
-        assert_eq!(
-            (&line["code"], &line["subject"]),
-            (&"UNAUTHENTICATED".into(), &"".into())
-        );
+        assert_eq!((&line["code"], &line["subject"]), (&"UNAUTHENTICATED".into(), &"".into()));
     }
-    assert_eq!(
-        fetched.load(Ordering::SeqCst),
-        1,
-        "an unknown key is looked up once"
-    );
+    assert_eq!(fetched.load(Ordering::SeqCst), 1, "an unknown key is looked up once");
 
     let (mut request, trace) = traced(14, GreetRequest::default());
     request.metadata_mut().insert("x-user", "root".parse().unwrap());
     greet(client, request, &[&ada]).await.unwrap();
     assert_eq!(access_line(&trace).await["subject"], "ada");
     let mut db = PgConnection::connect(&greetings.admin).await.unwrap();
-    let subjects: Vec<String> = sqlx::query_scalar("select subject from app.greetings")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
+    let subjects: Vec<String> =
+        sqlx::query_scalar("select subject from app.greetings").fetch_all(&mut db).await.unwrap();
     assert_eq!(subjects, ["ada"]);
-    assert_eq!(
-        fetched.load(Ordering::SeqCst),
-        1,
-        "a known key is not fetched again"
-    );
+    assert_eq!(fetched.load(Ordering::SeqCst), 1, "a known key is not fetched again");
 
-    HealthClient::new(channel)
-        .check(HealthCheckRequest::default())
-        .await
-        .unwrap();
+    HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
     assert!(!logs::text().contains(&ada), "no token in the log");
 }
 
@@ -108,9 +83,7 @@ async fn without_keys_no_call_passes() {
     let app = serve(&[Name::Greeter], &env).await;
     let client = &mut GreeterServiceClient::new(app.channel().await);
     let token = Issuer::new().sign(&claims("ada"));
-    let error = greet(client, Request::new(GreetRequest::default()), &[&token])
-        .await
-        .unwrap_err();
+    let error = greet(client, Request::new(GreetRequest::default()), &[&token]).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
 }
 
@@ -123,10 +96,7 @@ async fn greeter_calls_caller_with_the_callers_token_and_trace() {
     let (layer, _) = layer(&issuer).await;
     let port = web("hello").await;
     caller_env.extend(layer.clone());
-    caller_env.extend(vars([(
-        "CALLER_ALLOWED_INTERNAL_HOSTS",
-        &format!("localhost:{port}"),
-    )]));
+    caller_env.extend(vars([("CALLER_ALLOWED_INTERNAL_HOSTS", &format!("localhost:{port}"))]));
     let caller = serve(&[Name::Caller], &caller_env).await;
     greeter_env.extend(layer);
     greeter_env.extend(vars([
@@ -137,15 +107,10 @@ async fn greeter_calls_caller_with_the_callers_token_and_trace() {
     let client = &mut GreeterServiceClient::new(app.channel().await);
 
     let (request, trace) = traced(20, GreetRequest::default());
-    let answer = greet(client, request, &[&issuer.sign(&claims("ada"))])
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = greet(client, request, &[&issuer.sign(&claims("ada"))]).await.unwrap().into_inner();
     assert_eq!(answer.external_status, 200);
     let mut db = PgConnection::connect(&calls.admin).await.unwrap();
-    let rows: Vec<(String, String)> = sqlx::query_as("select subject, trace_id from app.call_logs")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select subject, trace_id from app.call_logs").fetch_all(&mut db).await.unwrap();
     assert_eq!(rows, [("ada".to_owned(), trace)]);
 }
