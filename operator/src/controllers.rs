@@ -1,12 +1,9 @@
 //! The controllers, one for each kind.
 
-<<<<<<< HEAD
-pub mod database;
-pub mod database_class;
-=======
 pub mod auth_class;
 pub mod auth_policy;
->>>>>>> main
+pub mod database;
+pub mod database_class;
 pub mod edge_class;
 pub mod service;
 
@@ -17,16 +14,11 @@ use crate::context::Context;
 /// Runs every controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
     tokio::join!(
-<<<<<<< HEAD
+        auth_class::run(ctx.clone()),
+        auth_policy::run(ctx.clone()),
         database::run(ctx.clone()),
         database_class::run(ctx.clone()),
         edge_class::run(ctx.clone()),
-        service::run(ctx.clone()),
-=======
-        auth_class::run(ctx.clone()),
-        auth_policy::run(ctx.clone()),
-        edge_class::run(ctx.clone()),
         service::run(ctx),
->>>>>>> main
     );
 }

@@ -59,9 +59,12 @@ impl Readiness {
 
     async fn check(&self) -> bool {
         let mut faults = Faults::new();
+        let mut causes = Vec::new();
         for module in self.modules.iter() {
             if let Err(error) = module.database.check().await {
                 faults.insert(module.name, error.to_string());
+                // For the log only: readiness is for everyone to read.
+                causes.push(error);
             }
         }
         for module in self.modules.iter() {
@@ -75,7 +78,7 @@ impl Readiness {
         self.faults.send_if_modified(|before| {
             let changed = *before != faults;
             if changed {
-                tracing::info!(ready, ?faults, "readiness changed");
+                tracing::info!(ready, ?faults, ?causes, "readiness changed");
                 *before = faults;
             }
             changed
