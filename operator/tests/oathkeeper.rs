@@ -1,4 +1,11 @@
 //! Compiled policies in the real Oathkeeper, with the chart's configuration.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "a test ends by panicking, and shares its support with other tests"
+)]
 
 #[path = "support/decide.rs"]
 mod decide;
@@ -75,7 +82,8 @@ async fn only_a_valid_token_with_the_relation_is_allowed() {
         ("other scheme", "Basic YTpi".to_owned(), 401),
     ];
     for (name, authorization, status) in cases {
-        let (found, user) = running.decide("POST", READ, &[("Authorization", &authorization), ("X-User", "root")]).await;
+        let (found, user) =
+            running.decide("POST", READ, &[("Authorization", &authorization), ("X-User", "root")]).await;
         assert_eq!(found, status, "{name}");
         assert_eq!(user.as_deref(), (status == 200).then_some("alice"), "{name}");
     }
@@ -128,10 +136,17 @@ async fn what_no_rule_matches_is_forbidden_whoever_asks() {
     ] {
         let url = format!("http://o.shop.test{path}");
         for headers in [&[][..], &token] {
-            assert_eq!(running.decide(method, &url, headers).await.0, 403, "{method} {path} {}", headers.len());
+            assert_eq!(
+                running.decide(method, &url, headers).await.0,
+                403,
+                "{method} {path} {}",
+                headers.len()
+            );
         }
     }
-    for (method, path) in [("GET", "/files"), ("HEAD", "/files/a.b/c/"), ("PUT", "/uploads/..a"), ("DELETE", "/v1.0/~me")] {
+    for (method, path) in
+        [("GET", "/files"), ("HEAD", "/files/a.b/c/"), ("PUT", "/uploads/..a"), ("DELETE", "/v1.0/~me")]
+    {
         let url = format!("http://o.shop.test{path}?q=../%2f");
         assert_eq!(running.decide(method, &url, &token).await.0, 200, "{method} {path}");
         assert_eq!(running.decide(method, &url, &[]).await.0, 401, "{method} {path}");
@@ -154,7 +169,8 @@ async fn the_matcher_of_the_tests_agrees_with_oathkeeper() {
     let file = objects.plan(&Refusals::new()).rules_file();
     running.load(&file.text, &file.ids).await;
     let rules = objects.compile("orders").unwrap().rules;
-    let segments = ["a", "b", "p.A", "p.B", "pXB", "Get", "_x", "1", "", ".", "..", ".a", "%41", "a;b", "a\\b"];
+    let segments =
+        ["a", "b", "p.A", "p.B", "pXB", "Get", "_x", "1", "", ".", "..", ".a", "%41", "a;b", "a\\b"];
     let mut seen = BTreeSet::new();
     for first in segments {
         for second in segments {

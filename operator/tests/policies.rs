@@ -1,5 +1,12 @@
 //! Policies through the compiler: what comes out, what is refused, and that
 //! every request is decided by exactly one rule.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "a test ends by panicking, and shares its support with other tests"
+)]
 
 #[path = "support/decide.rs"]
 mod decide;
@@ -150,7 +157,8 @@ fn the_older_policy_governs_a_host_and_stays_in_charge_while_it_is_invalid() {
         rejection.message,
         "spec.targets: host \"o.shop.test\" is governed by AuthPolicy orders, which is older; remove the target from one of the two"
     );
-    let invalid = Objects::read(&format!("{SHOP}---\n{YOUNGER}").replace("audiences: [orders]", "audiences: []"));
+    let invalid =
+        Objects::read(&format!("{SHOP}---\n{YOUNGER}").replace("audiences: [orders]", "audiences: []"));
     assert!(invalid.compile("orders").is_err());
     assert_eq!(invalid.compile("younger").unwrap_err().reason, Reason::Conflicted);
 }
@@ -178,14 +186,16 @@ spec:
 #[test]
 fn another_team_may_neither_declare_a_namespace_again_nor_grant_itself_relations_in_it() {
     let evil = |relations: &str| {
-        let text = format!("
+        let text = format!(
+            "
 kind: AuthPolicy
 metadata: {{name: evil, namespace: evil, creationTimestamp: \"2026-03-01T00:00:00Z\"}}
 spec:
   targets: [{{service: nobody}}]
   rules: [{{name: all, match: {{http: [{{path: {{prefix: /}}}}]}}, public: {{}}}}]
   relations: {relations}
-");
+"
+        );
         let plan = and(&text).plan(&Refusals::new());
         assert!(plan.tuples.keys().all(|key| key.namespace == "shop"));
         assert!(plan.models.iter().all(|(key, _)| key.namespace == "shop"));
@@ -193,7 +203,9 @@ spec:
     evil(r#"{model: "class Orders implements Namespace {}"}"#);
     evil(r#"{tuples: [{namespace: Orders, object: orders, relation: owners, subject: mallory}]}"#);
     // Keto's parser would take the second class for one of its own.
-    evil(r#"{model: "class A implements Namespace { permits = { a: (ctx) => } class Orders implements Namespace { related: { readers: A[] } } }"}"#);
+    evil(
+        r#"{model: "class A implements Namespace { permits = { a: (ctx) => } class Orders implements Namespace { related: { readers: A[] } } }"}"#,
+    );
     evil(r#"{model: "class A implements Namespace {} /*"}"#);
 }
 
@@ -256,8 +268,8 @@ fn the_largest_policy_of_the_schema_is_refused_by_size_and_not_by_a_timeout() {
 /// A request path from a small alphabet of names and of what servers read differently.
 fn path() -> impl Strategy<Value = String> {
     let segment = prop::sample::select(vec![
-        "a", "b", "p.A", "p.B", "Get", "List", "_x1", "1x", "", ".", "..", "...", ".a", "%2e%2e", "a%2fb", "a;b",
-        "a\\b", "é", "a b", "A", "x:y@z", "*",
+        "a", "b", "p.A", "p.B", "Get", "List", "_x1", "1x", "", ".", "..", "...", ".a", "%2e%2e", "a%2fb",
+        "a;b", "a\\b", "é", "a b", "A", "x:y@z", "*",
     ]);
     prop::collection::vec(segment, 0..4).prop_map(|segments| format!("/{}", segments.join("/")))
 }
@@ -267,9 +279,17 @@ fn rule(index: usize) -> impl Strategy<Value = Value> {
     let methods = prop::sample::subsequence(vec!["Get", "List", "_x1"], 0..3);
     let grpc = (name, methods).prop_map(|(service, methods)| json!({"service": service, "methods": methods}));
     let path = prop::sample::select(vec![
-        json!({"prefix": "/"}), json!({"prefix": "/a"}), json!({"prefix": "/a/"}), json!({"prefix": "/a/b"}),
-        json!({"prefix": "/p.A"}), json!({"prefix": "/p.A/Get"}), json!({"exact": "/a"}), json!({"exact": "/a/"}),
-        json!({"exact": "/"}), json!({"exact": "/p.B/Get"}), json!({"exact": "/a/b/_x1"}),
+        json!({"prefix": "/"}),
+        json!({"prefix": "/a"}),
+        json!({"prefix": "/a/"}),
+        json!({"prefix": "/a/b"}),
+        json!({"prefix": "/p.A"}),
+        json!({"prefix": "/p.A/Get"}),
+        json!({"exact": "/a"}),
+        json!({"exact": "/a/"}),
+        json!({"exact": "/"}),
+        json!({"exact": "/p.B/Get"}),
+        json!({"exact": "/a/b/_x1"}),
     ]);
     let verbs = prop::sample::subsequence(vec!["GET", "POST", "PUT", "DELETE"], 0..3);
     let http = (path, verbs).prop_map(|(path, methods)| json!({"path": path, "methods": methods}));
@@ -295,18 +315,24 @@ fn is_meant(rule: &Value, method: &str, path: &str) -> bool {
             return false;
         };
         let methods = m["methods"].as_array().unwrap();
-        method == "POST" && if methods.is_empty() { is_name(called) } else { methods.iter().any(|m| m == called) }
+        method == "POST"
+            && if methods.is_empty() { is_name(called) } else { methods.iter().any(|m| m == called) }
     });
     let http = rule["match"]["http"].as_array().into_iter().flatten().any(|m| {
         let verbs = m["methods"].as_array().unwrap();
-        let is_verb = if verbs.is_empty() { ["GET", "HEAD"].contains(&method) } else { verbs.iter().any(|v| v == method) };
+        let is_verb = if verbs.is_empty() {
+            ["GET", "HEAD"].contains(&method)
+        } else {
+            verbs.iter().any(|v| v == method)
+        };
         let is_path = match (m["path"]["exact"].as_str(), m["path"]["prefix"].as_str()) {
             (Some(exact), _) => path == exact,
             (_, Some(prefix)) => {
                 let prefix = prefix.trim_end_matches('/');
                 path.strip_prefix(prefix).is_some_and(|rest| {
                     let rest = rest.strip_suffix('/').unwrap_or(rest);
-                    rest.is_empty() || rest.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain))
+                    rest.is_empty()
+                        || rest.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain))
                 })
             }
             _ => unreachable!(),

@@ -18,12 +18,13 @@ fn is_match(pattern: &str, url: &str) -> bool {
     let (last, first) = groups.split_last().expect("every pattern ends with a group");
     let mut head = String::from("^");
     for (literal, group) in literals.iter().zip(first) {
-        head.push_str(&format!("{}({group})", regex::escape(literal)));
+        head += &format!("{}({group})", regex::escape(literal));
     }
-    head.push_str(&regex::escape(&literals[first.len()]));
+    head.push_str(&regex::escape(literals[first.len()]));
     if let Some(rest) = last.strip_prefix("(?!") {
         let refused = rest.strip_suffix("$).*").expect("a complement ends so");
-        let found = Regex::new(&format!("{head}(?<path>.*)$")).unwrap().captures(url).map(|c| c["path"].to_owned());
+        let found =
+            Regex::new(&format!("{head}(?<path>.*)$")).unwrap().captures(url).map(|c| c["path"].to_owned());
         return found.is_some_and(|path| !Regex::new(&format!("^{refused}$")).unwrap().is_match(&path));
     }
     Regex::new(&format!("{head}({last})$")).unwrap().is_match(url)

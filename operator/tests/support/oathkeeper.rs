@@ -31,7 +31,8 @@ pub struct Issuer {
 
 impl Issuer {
     pub fn new() -> Self {
-        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
+        let document =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref()).unwrap();
         Self { key }
     }
@@ -77,7 +78,11 @@ fn binary() -> PathBuf {
     let folder = std::env::var_os("PERISTYLE_BIN")
         .expect("PERISTYLE_BIN is not set; run `cargo sandbox test`, which builds Oathkeeper and sets it");
     let binary = Path::new(&folder).join("oathkeeper");
-    assert!(binary.exists(), "{} does not exist; run `cargo sandbox test`, which builds it", binary.display());
+    assert!(
+        binary.exists(),
+        "{} does not exist; run `cargo sandbox test`, which builds it",
+        binary.display()
+    );
     binary
 }
 
@@ -171,12 +176,7 @@ impl Running {
     }
 
     /// What Oathkeeper decides of a request: status and the identity it sets.
-    pub async fn decide(
-        &self,
-        method: &str,
-        url: &str,
-        headers: &[(&str, &str)],
-    ) -> (u16, Option<String>) {
+    pub async fn decide(&self, method: &str, url: &str, headers: &[(&str, &str)]) -> (u16, Option<String>) {
         let (scheme, rest) = url.split_once("://").unwrap();
         let (host, path) = rest.split_at(rest.find('/').unwrap());
         let mut request = self
