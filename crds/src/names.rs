@@ -17,3 +17,10 @@ pub const EDGE_LABEL: &str = "peristyle.dev/edge";
 pub const MANAGED_BY: &str = "peristyle";
 /// Label that every child carries and every child watch selects.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+
+/// Name of the hook a Job runs.
+pub const HOOK_LABEL: &str = "peristyle.dev/hook";
+/// Name of the expose entry a route belongs to.
+pub const EXPOSE_LABEL: &str = "peristyle.dev/expose";
+/// Hash of the compiled policy that a route enforces; absent on public routes.
+pub const POLICY_HASH_ANNOTATION: &str = "peristyle.dev/policy-hash";

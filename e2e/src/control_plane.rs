@@ -25,7 +25,7 @@ use crate::wait;
 
 /// How long a component may take to answer for the first time, on a machine
 /// that also builds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Where a control plane listens and which addresses it gives out.
 #[derive(Clone, Debug)]

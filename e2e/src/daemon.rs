@@ -88,7 +88,9 @@ pub fn start(state: &State, name: &str, command: &[String]) -> Result<Identity> 
 /// The daemons that pid files name, running or not, in order of their names.
 #[must_use]
 pub fn recorded(state: &State) -> Vec<(String, Identity)> {
-    let Ok(entries) = fs::read_dir(state.path("pids")) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(state.path("pids")) else {
+        return Vec::new();
+    };
     let mut daemons: Vec<_> = entries.flatten().filter_map(|entry| read(&entry.path())).collect();
     daemons.sort_by(|a, b| a.0.cmp(&b.0));
     daemons
@@ -177,7 +179,7 @@ mod tests {
         assert!(identity.is_running());
         assert_eq!(recorded(&state), [("sleeper".to_owned(), identity.clone())]);
         check(&state).unwrap();
-        stop(&[identity.clone()]).unwrap();
+        stop(std::slice::from_ref(&identity)).unwrap();
         assert!(!identity.is_running());
         assert!(check(&state).unwrap_err().to_string().starts_with("sleeper ended"));
     }
@@ -202,8 +204,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path()).unwrap();
         let identity = sleeper(&state);
-        let stale = Identity { start_time: 1, ..identity.clone() };
-        stop(&[stale]).unwrap();
+        let earlier = Identity { start_time: 1, ..identity.clone() };
+        stop(&[earlier]).unwrap();
         assert!(identity.is_running());
         stop(&[identity]).unwrap();
     }

@@ -10,14 +10,14 @@ pub mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aws_lc_rs::digest::{SHA256, digest as sha256};
 use futures::{TryStreamExt, stream};
 use tokio::process::Command;
 
 use crate::command;
 use crate::progress::Progress;
-use crate::state::State;
+use crate::state::{Kind, State};
 use crate::substrate::{self, Component};
 use archive::Recipe;
 
@@ -34,6 +34,14 @@ const IMPORTS_AT_A_TIME: usize = 3;
 /// # Errors
 /// When a build, an archive or an import fails, or the sandbox does not run.
 pub async fn build_and_import(state: &State) -> Result<References> {
+    match state.settings()?.filter(|settings| settings.ready).map(|settings| settings.cluster) {
+        Some(Kind::Full { .. }) => {}
+        Some(Kind::ControlPlane { .. }) => bail!("a control plane without node has no use for images"),
+        Some(Kind::Existing { .. }) => bail!(
+            "this cluster was not made by the sandbox: build images/Containerfile.* and push the images to its registry"
+        ),
+        None => bail!("no sandbox is up in {}: run `cargo sandbox up`", state.dir().display()),
+    }
     let progress = Progress::default();
     let programs = substrate::build(&Component::ALL, &progress).await?;
     let mut recipes = catalog::substrate(&programs, &progress).await?;

@@ -65,9 +65,10 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
                 .say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
         }
         let _ = fs::remove_file(state.path("settings.json"));
-        return Err(
-            error.context(format!("the sandbox did not come up; its logs stay in {}", state.text("logs")))
-        );
+        let logs = state.path("logs");
+        let place =
+            if logs.exists() { format!("; its logs stay in {}", logs.display()) } else { String::new() };
+        return Err(error.context(format!("the sandbox did not come up{place}")));
     }
     eprintln!("\n{}", progress.table());
     eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));
@@ -96,7 +97,9 @@ pub async fn down(state: &State) -> Result<()> {
 /// # Errors
 /// When the settings cannot be read.
 pub async fn status(state: &State) -> Result<String> {
-    let Some(settings) = state.settings()? else { return Ok("the sandbox is down\n".to_owned()) };
+    let Some(settings) = state.settings()? else {
+        return Ok("the sandbox is down\n".to_owned());
+    };
     let mut lines = vec![format!("{:<24} {}", "state directory", state.dir().display())];
     match &settings.cluster {
         Kind::Existing { kubeconfig, .. } => {
@@ -140,9 +143,13 @@ pub fn log(state: &State, component: &str) -> Result<PathBuf> {
 
 /// Whether everything that `up` started still works.
 async fn runs(state: &State) -> bool {
-    let Ok(cluster) = Cluster::of(state) else { return false };
+    let Ok(cluster) = Cluster::of(state) else {
+        return false;
+    };
     let daemons_run = daemon::check(state).is_ok();
-    let Ok(client) = cluster.client().await else { return false };
+    let Ok(client) = cluster.client().await else {
+        return false;
+    };
     daemons_run && cluster::readiness(&client).await.is_ok()
 }
 

@@ -98,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_that_waiting_does_not_mend_ends_the_wait() {
-        let error = until("it is", Duration::from_secs(600), async || -> Result<()> {
+        let error = until("it is", Duration::from_mins(10), async || -> Result<()> {
             Err(Never(anyhow::anyhow!("the daemon ended")).into())
         });
         assert!(format!("{:#}", error.await.unwrap_err()).contains("the daemon ended"));

@@ -9,6 +9,7 @@ use e2e::{command, control_plane::ControlPlane, stack, wait};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Namespace, Service as CoreService, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -58,6 +59,14 @@ impl Bench {
                      "hosts": {"template": "{service}.{namespace}.example.com"}}
         }))?;
         Api::<EdgeClass>::all(client.clone()).create(&PostParams::default(), &class).await?;
+        // Stands for the pods of edge-errors, which no node runs here.
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "edge-errors", "labels": {"kubernetes.io/service-name": "edge-errors"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]
+        }))?;
+        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), stack::SYSTEM_NAMESPACE);
+        slices.create(&PostParams::default(), &slice).await?;
         let mut bench = Self { client, operator: None, plane };
         bench.operate("first").await?;
         Ok(bench)
@@ -115,12 +124,24 @@ impl Bench {
         Ok(self.routes().list(&ours).await?.iter().map(ResourceExt::name_any).collect())
     }
 
-    async fn ready_reason(&self, name: &str) -> Result<(String, String)> {
+    /// What changes when somebody writes one of the children.
+    async fn versions(&self, name: &str) -> Result<Vec<(String, Option<String>)>> {
+        // A Deployment's resource version moves with its status.
+        let generation = self.api::<Deployment>().get(name).await?.metadata.generation;
+        let mut versions =
+            vec![("Deployment".to_owned(), generation.map(|generation| generation.to_string()))];
+        versions.push(("Service".to_owned(), self.api::<CoreService>().get(name).await?.resource_version()));
+        let routes = self.routes().list(&ListParams::default()).await?;
+        versions.extend(routes.iter().map(|route| (route.name_any(), route.resource_version())));
+        Ok(versions)
+    }
+
+    /// Reason and message of a condition.
+    async fn condition(&self, name: &str, type_: &str) -> Result<(String, String)> {
         let service = self.api::<Service>().get(name).await?;
         let status = service.status.context("no status yet")?;
-        let ready =
-            status.conditions.iter().find(|c| c.type_ == "Ready").context("no Ready condition yet")?;
-        Ok((ready.reason.clone(), ready.message.clone()))
+        let found = status.conditions.iter().find(|c| c.type_ == type_).context("no such condition yet")?;
+        Ok((found.reason.clone(), found.message.clone()))
     }
 }
 
@@ -201,7 +222,7 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
     let foreign = bench.api::<CoreService>().create(&PostParams::default(), &foreign).await.unwrap();
     bench.apply("orders", json!({"image": "x:1"})).await.unwrap();
     wait::until("the conflict is reported", PATIENCE, async || {
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "Ready").await?;
         ensure!(reason == "NameConflict", "{reason}: {message}");
         ensure!(message.contains("Service orders"), "the message names no object: {message}");
         Ok(())
@@ -232,7 +253,7 @@ async fn a_removed_expose_removes_its_routes_and_a_protected_one_without_policy_
     bench.apply("orders", json!({"image": "x:1", "expose": [{"name": "public"}]})).await.unwrap();
     wait::until("the host is fenced off", PATIENCE, async || {
         ensure!(!bench.route_names("orders").await?.is_empty(), "no route object");
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "RoutesProgrammed").await?;
         ensure!(reason == "NoAuthPolicy", "{reason}: {message}");
         Ok(())
     })
@@ -263,27 +284,18 @@ async fn an_operator_that_starts_again_changes_nothing() {
         .await
         .unwrap();
     bench.deployment("orders", "the Deployment exists", |_| true).await.unwrap();
-    let versions = async || -> Result<Vec<Option<String>>> {
-        let routes = bench.routes().list(&ListParams::default()).await?;
-        ensure!(!routes.items.is_empty(), "no routes yet");
-        let deployment = bench.api::<Deployment>().get("orders").await?;
-        let mut versions = vec![bench.api::<CoreService>().get("orders").await?.resource_version()];
-        versions.push(deployment.metadata.generation.map(|generation| generation.to_string()));
-        versions.extend(routes.iter().map(ResourceExt::resource_version));
-        Ok(versions)
-    };
-    let before = wait::until("everything exists", PATIENCE, versions).await.unwrap();
+    // The status is written after everything else.
+    wait::until("everything exists", PATIENCE, async || bench.condition("orders", "RoutesProgrammed").await)
+        .await
+        .unwrap();
+    let before = bench.versions("orders").await.unwrap();
+    assert!(before.len() > 2, "no routes: {before:?}");
 
     bench.operate("second").await.unwrap();
     // Proof that the second one works: it serves a new object.
     bench.apply("later", json!({"image": "x:1"})).await.unwrap();
     bench.deployment("later", "the second operator works", |_| true).await.unwrap();
-    let routes = bench.routes().list(&ListParams::default()).await.unwrap();
-    let mut after = vec![bench.api::<CoreService>().get("orders").await.unwrap().resource_version()];
-    let deployment = bench.api::<Deployment>().get("orders").await.unwrap();
-    after.push(deployment.metadata.generation.map(|generation| generation.to_string()));
-    after.extend(routes.iter().map(ResourceExt::resource_version));
-    assert_eq!(before, after);
+    assert_eq!(before, bench.versions("orders").await.unwrap());
 }
 
 #[tokio::test]
@@ -294,7 +306,7 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
         .await
         .unwrap();
     wait::until("the missing ConfigMap is named", PATIENCE, async || {
-        let (reason, message) = bench.ready_reason("orders").await?;
+        let (reason, message) = bench.condition("orders", "Ready").await?;
         ensure!(reason == "ReferenceMissing" && message.contains("settings"), "{reason}: {message}");
         Ok(())
     })

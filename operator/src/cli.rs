@@ -3,7 +3,10 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::agent::{self, Agent},
+    commands::{
+        agent::{self, Agent},
+        edge_errors, render,
+    },
     config::Config,
     run,
 };
@@ -24,6 +27,10 @@ enum Command {
     Agent(Agent),
     /// Prints the custom resource definitions.
     Crds,
+    /// Prints what the operator would create for the objects in files; needs no cluster.
+    Render(render::Render),
+    /// Answers refused calls in place of the workload, gRPC calls with gRPC statuses.
+    EdgeErrors(edge_errors::EdgeErrors),
 }
 
 impl Cli {
@@ -41,6 +48,8 @@ impl Cli {
                 }
                 Ok(())
             }
+            Command::Render(files) => render::run(&files),
+            Command::EdgeErrors(settings) => edge_errors::run(settings).await,
         }
     }
 }

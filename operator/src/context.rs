@@ -4,7 +4,7 @@ use kube::Client;
 
 use crate::{
     apply::Applier, auth::publications::Publications, backoff::Backoff, config::Config, events::Events,
-    metrics::Metrics, stores::Stores,
+    external::postgres::Servers, metrics::Metrics, stores::Stores,
 };
 
 /// Shared by all controllers of the process.
@@ -19,6 +19,8 @@ pub struct Context {
     pub stores: Stores,
     /// Which rule sets are live.
     pub publications: Publications,
+    /// Database servers: how many connections, when to try again.
+    pub servers: Servers,
     /// Writer of children.
     pub applier: Applier,
     /// Writer of events.

@@ -2,6 +2,10 @@
 
 pub mod auth_class;
 pub mod auth_policy;
+pub mod database;
+pub mod database_class;
+pub mod edge_class;
+pub mod service;
 
 use std::sync::Arc;
 
@@ -9,5 +13,12 @@ use crate::context::Context;
 
 /// Runs every controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
-    tokio::join!(auth_policy::run(ctx.clone()), auth_class::run(ctx));
+    tokio::join!(
+        auth_class::run(ctx.clone()),
+        auth_policy::run(ctx.clone()),
+        database::run(ctx.clone()),
+        database_class::run(ctx.clone()),
+        edge_class::run(ctx.clone()),
+        service::run(ctx),
+    );
 }

@@ -1,3 +1,5 @@
 //! Hosts, routes and the edges that serve them.
 
 pub mod claims;
+pub mod route;
+pub mod traefik;

@@ -3,3 +3,4 @@
 pub mod http;
 pub mod keto;
 pub mod oathkeeper;
+pub mod postgres;

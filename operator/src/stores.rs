@@ -1,18 +1,26 @@
 //! The caches of all watched kinds.
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Secret, Service as CoreService, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Pod, Secret, Service as CoreService, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
 use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher};
 use peristyle_crds::{
-    names::{MANAGED_BY, MANAGED_BY_LABEL},
+    names::{EDGE_LABEL, MANAGED_BY, MANAGED_BY_LABEL},
     v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, EdgeClass, Service},
 };
 
-use crate::watch::Watched;
+use crate::{
+    edge::traefik::objects::{IngressRoute, Middleware, ServersTransport},
+    watch::Watched,
+};
+
+/// How long a start waits for kinds that may not be installed.
+const OPTIONAL: Duration = Duration::from_secs(5);
 
 /// One cache per kind. Children are selected by our label, so that the
 /// operator holds nothing of others; of Secrets and ConfigMaps it holds
@@ -42,6 +50,8 @@ pub struct Stores {
     pub service_accounts: Watched<ServiceAccount>,
     /// Our hook Jobs.
     pub jobs: Watched<Job>,
+    /// Our pods, for what keeps them from running.
+    pub pods: Watched<Pod>,
     /// All Secrets, metadata only: references of workloads, credentials of ours.
     pub secrets: Watched<PartialObjectMeta<Secret>>,
     /// All ConfigMaps, metadata only.
@@ -50,6 +60,12 @@ pub struct Stores {
     pub endpoint_slices: Watched<EndpointSlice>,
     /// EndpointSlices in the operator's namespace: pods of Oathkeeper and of the error backend.
     pub system_endpoint_slices: Watched<EndpointSlice>,
+    /// Our routes at Traefik.
+    pub ingress_routes: Watched<IngressRoute>,
+    /// Our middlewares at Traefik.
+    pub middlewares: Watched<Middleware>,
+    /// Our transports at Traefik.
+    pub servers_transports: Watched<ServersTransport>,
 }
 
 impl Stores {
@@ -58,6 +74,7 @@ impl Stores {
     pub fn start(client: &Client, namespace: &str) -> Self {
         let all = watcher::Config::default;
         let ours = || all().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
+        let at_the_edge = || all().labels(EDGE_LABEL);
         let c = || client.clone();
         Self {
             services: Watched::start(Api::all(c()), all()),
@@ -72,14 +89,19 @@ impl Stores {
             core_services: Watched::start(Api::all(c()), ours()),
             service_accounts: Watched::start(Api::all(c()), ours()),
             jobs: Watched::start(Api::all(c()), ours()),
+            pods: Watched::start(Api::all(c()), ours()),
             secrets: Watched::start(Api::all(c()), all()),
             config_maps: Watched::start(Api::all(c()), all()),
             endpoint_slices: Watched::start(Api::all(c()), ours()),
             system_endpoint_slices: Watched::start(Api::namespaced(c(), namespace), all()),
+            ingress_routes: Watched::start(Api::all(c()), at_the_edge()),
+            middlewares: Watched::start(Api::all(c()), at_the_edge()),
+            servers_transports: Watched::start(Api::all(c()), at_the_edge()),
         }
     }
 
-    /// Waits until every cache holds its first list.
+    /// Waits until every cache holds its first list; for kinds that may not
+    /// be installed only a few seconds.
     pub async fn ready(&self) {
         tokio::join!(
             self.services.ready(),
@@ -94,10 +116,23 @@ impl Stores {
             self.core_services.ready(),
             self.service_accounts.ready(),
             self.jobs.ready(),
+            self.pods.ready(),
             self.secrets.ready(),
             self.config_maps.ready(),
             self.endpoint_slices.ready(),
             self.system_endpoint_slices.ready(),
+            self.traefik_is_ready_within(OPTIONAL),
         );
+    }
+
+    /// Whether the caches of Traefik's kinds hold their first list within
+    /// `wait`. They do not as long as its CustomResourceDefinitions are missing.
+    pub async fn traefik_is_ready_within(&self, wait: Duration) -> bool {
+        let (routes, middlewares, transports) = tokio::join!(
+            self.ingress_routes.is_ready_within(wait),
+            self.middlewares.is_ready_within(wait),
+            self.servers_transports.is_ready_within(wait),
+        );
+        routes && middlewares && transports
     }
 }

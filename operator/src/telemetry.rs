@@ -10,6 +10,8 @@ pub fn start(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|e| {
         anyhow::anyhow!("--log {filter:?}: {e}; write for example info or info,peristyle=debug")
     })?;
+    // The client logs the text of every statement, verifiers of passwords included.
+    let filter = filter.add_directive("tokio_postgres=warn".parse()?);
     tracing_subscriber::registry().with(filter).with(fmt::layer().json().flatten_event(true)).try_init()?;
     Ok(())
 }

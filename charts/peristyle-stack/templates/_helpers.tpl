@@ -83,8 +83,9 @@ securityContext:
 The side-car that hands a ConfigMap of the operator to a component as a file; takes
 (dict "root" $ "component" "…" "configMap" "…" "key" "…" "dir" "…"). It is
 ready when the component has loaded what the ConfigMap holds, and so is the pod:
-nobody asks an instance that knows yesterday's rules. The component starts beside
-it, without the file, and refuses everything until the file is there.
+nobody asks an instance that knows yesterday's rules. The component starts once
+the file is there, because Keto does not start without it; until the operator has
+written the ConfigMap, the file grants nothing.
 */}}
 {{- define "stack.agent" -}}
 - name: agent
@@ -102,7 +103,10 @@ it, without the file, and refuses everything until the file is there.
   - {name: PERISTYLE_LOG, value: {{ .root.Values.agent.log | quote }}}
   ports:
   - {name: agent, containerPort: 8081}
-  readinessProbe: {httpGet: {path: /readyz, port: agent}, periodSeconds: 2}
+  startupProbe: {httpGet: {path: /filez, port: agent}, periodSeconds: 1, failureThreshold: 60}
+  livenessProbe: {httpGet: {path: /livez, port: agent}}
+  # It asks the component. Three refusals: a change takes the component a moment.
+  readinessProbe: {httpGet: {path: /readyz, port: agent}, periodSeconds: 2, timeoutSeconds: 3, failureThreshold: 3}
   resources: {{- toYaml .root.Values.agent.resources | nindent 4 }}
   {{- include "stack.containerSecurity" . | nindent 2 }}
   volumeMounts:

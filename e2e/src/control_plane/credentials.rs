@@ -74,8 +74,8 @@ fn config(state: &State, layout: &Layout) -> String {
         "encryptionAlgorithm": "ECDSA-P256",
         "apiServer": { "certSANs": ["127.0.0.1", "localhost"] },
         "networking": {
-            "serviceSubnet": layout.services,
-            "podSubnet": layout.pods,
+            "serviceSubnet": layout.services.to_string(),
+            "podSubnet": layout.pods.to_string(),
             "dnsDomain": "cluster.local",
         },
     });

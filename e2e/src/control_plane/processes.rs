@@ -94,6 +94,9 @@ pub(super) fn start_controllers(state: &State, layout: &Layout) -> Result<()> {
         "--use-service-account-credentials".to_owned(),
         "--leader-elect=false".to_owned(),
         "--bind-address=127.0.0.1".to_owned(),
+        // The default of 20 requests per second doubles the time to start.
+        "--kube-api-qps=200".to_owned(),
+        "--kube-api-burst=400".to_owned(),
     ];
     if layout.namespace.is_none() {
         // Its usual port may belong to another control plane of the machine.

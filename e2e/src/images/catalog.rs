@@ -86,6 +86,7 @@ fn program_image(component: Component, program: &Path) -> Result<Option<Recipe>>
 }
 
 /// A layer with one program in `/usr/local/bin`.
+#[must_use]
 pub fn program_layer(path: &'static str, content: Content) -> Layer {
     Layer::Entries(vec![
         directory("usr", 0o755),

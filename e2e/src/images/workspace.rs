@@ -47,8 +47,9 @@ async fn build() -> Result<BTreeMap<String, PathBuf>> {
     let messages = command::output(
         Command::new(cargo)
             .current_dir(crate::workspace())
-            .args(["build", "--package", "peristyle-operator", "--package", "suite"])
-            .args(["--message-format", "json-render-diagnostics"]),
+            // Packages built alone would have other features, and all their
+            // dependencies would be compiled again.
+            .args(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]),
     )
     .await
     .context("cannot build the workspace")?;

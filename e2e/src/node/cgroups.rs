@@ -29,7 +29,9 @@ pub fn create(state: &State) -> Result<()> {
 
 /// Version 2 hands a controller on only where it is enabled; version 1 has no such file.
 fn enable_controllers(hierarchy: &Path) -> Result<()> {
-    let Ok(available) = fs::read_to_string(hierarchy.join("cgroup.controllers")) else { return Ok(()) };
+    let Ok(available) = fs::read_to_string(hierarchy.join("cgroup.controllers")) else {
+        return Ok(());
+    };
     let switch = hierarchy.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&switch)?;
     for controller in available.split_ascii_whitespace() {

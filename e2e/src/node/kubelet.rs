@@ -30,6 +30,7 @@ pub fn start(node: &Node<'_>, containerd: &Identity) -> Result<Identity> {
 }
 
 /// A command line that runs in the namespaces of another process.
+#[must_use]
 pub fn inside(process: &Identity, command: &[String]) -> Vec<String> {
     let namespaces = format!("/proc/{}/ns", process.pid);
     let enter =

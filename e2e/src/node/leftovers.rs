@@ -26,12 +26,12 @@ pub async fn clear(state: &State) -> Result<Vec<String>> {
     let mut cleared = Vec::new();
     // In this order: kubelet, which restarts containers, goes first.
     let daemons: Vec<_> = daemon::recorded(state).into_iter().map(|(_, process)| process).collect();
-    let (running, stale): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
+    let (running, ended): (Vec<_>, Vec<_>) = daemons.into_iter().partition(Identity::is_running);
     daemon::stop(&running)?;
     let others = [in_network_namespace(state), cgroups::processes(state)].concat();
     daemon::stop(&others)?;
     note(&mut cleared, running.len() + others.len(), "processes");
-    note(&mut cleared, stale.len(), "stale pid files");
+    note(&mut cleared, ended.len(), "stale pid files");
     remove_dir(&state.path("pids"))?;
 
     // With the mount of its file and its processes the network namespace goes.
@@ -53,7 +53,9 @@ fn note(cleared: &mut Vec<String>, count: usize, what: &str) {
 /// Processes whose network is the node's: daemons without pid file, and the
 /// shims of containers.
 fn in_network_namespace(state: &State) -> Vec<Identity> {
-    let Ok(ours) = fs::metadata(path(state)) else { return Vec::new() };
+    let Ok(ours) = fs::metadata(path(state)) else {
+        return Vec::new();
+    };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let inside = pids.filter(|pid| {

@@ -16,7 +16,8 @@ const FIRST_CHOICE: u8 = 213;
 /// The addresses of one sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    block: Ipv4Net,
+    /// The first address of the block.
+    base: Ipv4Addr,
 }
 
 impl Network {
@@ -30,39 +31,39 @@ impl Network {
                 "--network {block}: a network of 65536 addresses is needed, such as 10.{FIRST_CHOICE}.0.0/16"
             );
         }
-        Ok(Self { block })
+        Ok(Self { base: block.addr() })
     }
 
     /// The address of the machine on the link to the node.
     #[must_use]
-    pub fn host(&self) -> Ipv4Addr {
+    pub fn host(self) -> Ipv4Addr {
         self.address(0, 1)
     }
 
     /// The address of the node, at which kube-apiserver answers.
     #[must_use]
-    pub fn node(&self) -> Ipv4Addr {
+    pub fn node(self) -> Ipv4Addr {
         self.address(0, 2)
     }
 
     #[must_use]
-    pub fn pods(&self) -> Ipv4Net {
+    pub fn pods(self) -> Ipv4Net {
         Ipv4Net::new_assert(self.address(64, 0), 18)
     }
 
     #[must_use]
-    pub fn services(&self) -> Ipv4Net {
+    pub fn services(self) -> Ipv4Net {
         Ipv4Net::new_assert(self.address(128, 0), 18)
     }
 
     /// The cluster address of DNS.
     #[must_use]
-    pub fn dns(&self) -> Ipv4Addr {
+    pub fn dns(self) -> Ipv4Addr {
         self.address(128, 10)
     }
 
-    fn address(&self, third: u8, fourth: u8) -> Ipv4Addr {
-        let [first, second, ..] = self.block.network().octets();
+    fn address(self, third: u8, fourth: u8) -> Ipv4Addr {
+        let [first, second, ..] = self.base.octets();
         Ipv4Addr::new(first, second, third, fourth)
     }
 }

@@ -17,7 +17,7 @@ pub fn start(node: &Node<'_>, containerd: &Identity) -> Result<Identity> {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clientConnection": { "kubeconfig": state.text("kubeconfigs/kube-proxy.conf") },
-        "clusterCIDR": node.network.pods(),
+        "clusterCIDR": node.network.pods().to_string(),
         "hostnameOverride": NAME,
         "mode": "nftables",
         "oomScoreAdj": 0,

@@ -25,7 +25,7 @@ use crate::wait;
 const MANIFEST: &str = include_str!("../../manifests/cluster.yaml");
 
 /// How long the node or DNS may take, on a machine that also builds.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 pub(super) async fn up(
     state: &State,

@@ -12,7 +12,7 @@ create table users (
 create table signing_keys (
     kid text primary key,
     algorithm text not null check (algorithm = 'RS256'),
-    private_der bytea not null,
+    private_pem text not null,
     created_at timestamptz not null default now(),
     retired_at timestamptz
 );

@@ -127,12 +127,11 @@ impl Accounts {
             let _permit = permit;
             work()
         });
-        match result.await {
-            Ok(Ok(value)) => Ok(value),
-            _ => {
-                tracing::error!("a password cannot be hashed");
-                Err(AccountError::Internal)
-            }
+        if let Ok(Ok(value)) = result.await {
+            Ok(value)
+        } else {
+            tracing::error!("a password cannot be hashed");
+            Err(AccountError::Internal)
         }
     }
 }

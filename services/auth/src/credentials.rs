@@ -49,7 +49,7 @@ pub(crate) fn check_password(username: &str, password: &SecretString) -> Result<
     }
     let kinds: [fn(char) -> bool; 4] =
         [char::is_lowercase, char::is_uppercase, char::is_numeric, |c| !c.is_alphanumeric()];
-    let used = kinds.iter().filter(|kind| password.chars().any(|c| kind(c))).count();
+    let used = kinds.iter().filter(|kind| password.chars().any(kind)).count();
     if used < 3 { Err(Rule::Simple) } else { Ok(()) }
 }
 

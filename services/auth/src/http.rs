@@ -64,7 +64,9 @@ fn malformed() -> Response {
 }
 
 async fn register(State(accounts): State<Arc<Accounts>>, body: Body) -> Response {
-    let Ok(Json(Credentials { username, password })) = body else { return malformed() };
+    let Ok(Json(Credentials { username, password })) = body else {
+        return malformed();
+    };
     match accounts.register(&username, SecretString::from(password)).await {
         Ok(account) => {
             let body = json!({"user_id": account.id, "username": account.username});
@@ -75,7 +77,9 @@ async fn register(State(accounts): State<Arc<Accounts>>, body: Body) -> Response
 }
 
 async fn login(State(accounts): State<Arc<Accounts>>, body: Body) -> Response {
-    let Ok(Json(Credentials { username, password })) = body else { return malformed() };
+    let Ok(Json(Credentials { username, password })) = body else {
+        return malformed();
+    };
     match accounts.login(&username, SecretString::from(password)).await {
         Ok(login) => {
             let body = json!({

@@ -9,11 +9,12 @@ use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
     rsa::{KeyPair, KeySize},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::{
     Algorithm, EncodingKey,
     jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
 };
-use secrecy::{ExposeSecret, SecretSlice};
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Mutex;
 
@@ -85,7 +86,7 @@ impl KeyStore {
         }
         if keys.is_empty() {
             let (key, jwk) = tokio::task::spawn_blocking(generate).await.map_err(|_| KeyError::Key)??;
-            sqlx::query("insert into signing_keys (kid, algorithm, private_der) values ($1, 'RS256', $2)")
+            sqlx::query("insert into signing_keys (kid, algorithm, private_pem) values ($1, 'RS256', $2)")
                 .bind(&jwk.common.key_id)
                 .bind(key.expose_secret())
                 .execute(&mut *transaction)
@@ -99,39 +100,40 @@ impl KeyStore {
 }
 
 /// The private keys in use, the newest first.
-async fn stored(connection: &mut PgConnection) -> Result<Vec<SecretSlice<u8>>, sqlx::Error> {
-    let query = "select private_der from signing_keys where retired_at is null order by created_at desc, kid";
-    let keys: Vec<Vec<u8>> = sqlx::query_scalar(query).fetch_all(connection).await?;
-    Ok(keys.into_iter().map(SecretSlice::from).collect())
+async fn stored(connection: &mut PgConnection) -> Result<Vec<SecretString>, sqlx::Error> {
+    let query = "select private_pem from signing_keys where retired_at is null order by created_at desc, kid";
+    let keys: Vec<String> = sqlx::query_scalar(query).fetch_all(connection).await?;
+    Ok(keys.into_iter().map(SecretString::from).collect())
 }
 
-fn generate() -> Result<(SecretSlice<u8>, Jwk), KeyError> {
+fn generate() -> Result<(SecretString, Jwk), KeyError> {
     let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| KeyError::Key)?;
     let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyError::Key)?;
-    let key = SecretSlice::from(der.as_ref().to_vec());
+    let body = STANDARD.encode(der.as_ref());
+    let key = SecretString::from(format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"));
     let jwk = public(&key)?;
     Ok((key, jwk))
 }
 
 /// The public part. Its id is the thumbprint of RFC 7638, which anyone can
 /// compute from the key itself.
-fn public(key: &SecretSlice<u8>) -> Result<Jwk, KeyError> {
-    let key = EncodingKey::from_rsa_der(key.expose_secret());
+fn public(key: &SecretString) -> Result<Jwk, KeyError> {
+    let key = encoding(key)?;
     let mut jwk = Jwk::from_encoding_key(&key, Algorithm::RS256).map_err(|_| KeyError::Key)?;
     jwk.common.key_id = Some(jwk.thumbprint(ThumbprintHash::SHA256).map_err(|_| KeyError::Key)?);
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
     Ok(jwk)
 }
 
-fn ring(keys: &[SecretSlice<u8>]) -> Result<KeyRing, KeyError> {
+fn ring(keys: &[SecretString]) -> Result<KeyRing, KeyError> {
     let public: Vec<Jwk> = keys.iter().map(public).collect::<Result<_, _>>()?;
     let signing = keys.first().ok_or(KeyError::Key)?;
     let kid = public.first().and_then(|jwk| jwk.common.key_id.clone()).ok_or(KeyError::Key)?;
-    Ok(KeyRing {
-        signing: EncodingKey::from_rsa_der(signing.expose_secret()),
-        kid,
-        public: JwkSet { keys: public },
-    })
+    Ok(KeyRing { signing: encoding(signing)?, kid, public: JwkSet { keys: public } })
+}
+
+fn encoding(key: &SecretString) -> Result<EncodingKey, KeyError> {
+    EncodingKey::from_rsa_pem(key.expose_secret().as_bytes()).map_err(|_| KeyError::Key)
 }
 
 #[cfg(test)]

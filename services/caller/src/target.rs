@@ -69,7 +69,9 @@ impl AllowList {
         }
         // A literal address is never resolved and would go around the check
         // of addresses; it cannot be on the list either.
-        let Some(Host::Domain(host)) = url.host() else { return Err(Refusal::Host) };
+        let Some(Host::Domain(host)) = url.host() else {
+            return Err(Refusal::Host);
+        };
         let port = url.port_or_known_default().ok_or(Refusal::Host)?;
         let allowed = self.external.iter().chain(&self.internal).any(|entry| entry.allows(host, port));
         if allowed { Ok(()) } else { Err(Refusal::Host) }
@@ -91,7 +93,9 @@ impl AllowList {
 fn parse(item: &str) -> Option<Entry> {
     // The URL parser brings the name into the form that URLs have later.
     let url = Url::parse(&format!("http://{item}/")).ok()?;
-    let Some(Host::Domain(host)) = url.host() else { return None };
+    let Some(Host::Domain(host)) = url.host() else {
+        return None;
+    };
     let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     let bare =
         url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
@@ -127,14 +131,13 @@ pub(crate) fn scope(address: IpAddr) -> Scope {
 fn scope_v4(address: Ipv4Addr) -> Scope {
     match address.octets() {
         [10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Scope::Internal,
-        [0, ..]
+        [0 | 224..=255, ..]
         | [169, 254, ..]
         | [192, 0, 0 | 2, _]
         | [192, 88, 99, _]
         | [198, 18 | 19, ..]
         | [198, 51, 100, _]
-        | [203, 0, 113, _]
-        | [224..=255, ..] => Scope::Forbidden,
+        | [203, 0, 113, _] => Scope::Forbidden,
         _ => Scope::Public,
     }
 }
@@ -146,10 +149,9 @@ fn scope_v6(address: Ipv6Addr) -> Scope {
         scope_v4(Ipv4Addr::new(a, b, c, d))
     };
     match address.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 1] => Scope::Internal,
         // Mapped addresses and the translation prefix of NAT64.
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0xfc00..=0xfdff, ..] => Scope::Internal,
+        [0, 0, 0, 0, 0, 0, 0, 1] | [0xfc00..=0xfdff, ..] => Scope::Internal,
         // Teredo, benchmarking, ORCHID, documentation and 6to4 lie inside
         // global unicast space.
         [0x2001, 0..=0x01ff | 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => Scope::Forbidden,

@@ -80,7 +80,9 @@ impl Greeter {
 
     /// The external part, or zeros: a greeting is worth having without it.
     async fn call_external<T>(&self, request: &Request<T>) -> CallExternalResponse {
-        let Some(external) = &self.external else { return CallExternalResponse::default() };
+        let Some(external) = &self.external else {
+            return CallExternalResponse::default();
+        };
         let onward = upstream::onward(request, CallExternalRequest { url: external.url.clone() }, EXTERNAL);
         let mut client = CallerServiceClient::new(external.caller.clone());
         let answer = tokio::time::timeout(EXTERNAL, client.call_external(onward)).await;

@@ -1,77 +1,32 @@
 //! Puts modules on their ports and takes them off again.
 
-use std::{any::Any, collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+mod routers;
+mod settings;
+
+use std::{collections::HashMap, future::Future, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
-    error_handling::HandleErrorLayer,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
-    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
+use sqlx::PgPool;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, service::Routes};
-use tower::{BoxError, ServiceBuilder, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShedLayer};
-use tower_http::catch_panic::CatchPanicLayer;
+use tonic::service::Routes;
 
+pub use self::settings::Settings;
 use crate::{
-    access_log::{Mode, Policy},
     config::{ConfigError, Env},
-    deadline,
     health::{Checked, Readiness},
-    jwt::{self, Verifier},
+    jwt::Verifier,
     metrics::Metrics,
     module::{self, Method, Module},
-    observe::{Observer, observe},
+    observe::Observer,
     server,
 };
-
-/// Ports, limits and times of a process.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// gRPC: `GRPC_PORT`; else `PORT`, unless HTTP has it; else 50051.
-    pub grpc_port: u16,
-    /// HTTP, when a module serves it: `PORT`, else 8080.
-    pub http_port: u16,
-    /// Metrics and health over HTTP: `METRICS_PORT`, 9090.
-    pub metrics_port: u16,
-    /// `ACCESS_LOG` (`All`) and `ACCESS_LOG_SLOW` (1s).
-    pub access_log: Policy,
-    /// `REQUEST_TIMEOUT` (30s): the longest time to a first byte.
-    pub request_timeout: Duration,
-    /// `MAX_CONCURRENT_REQUESTS` (512) per listener; more are refused.
-    pub max_concurrent: usize,
-    /// `DRAIN_TIMEOUT` (20s): how long running requests may take at the end.
-    pub drain_timeout: Duration,
-}
-
-impl Settings {
-    /// Reads the settings of a process with (`http`) or without HTTP modules.
-    ///
-    /// # Errors
-    /// When a variable is wrong.
-    pub fn from_env(env: &Env, http: bool) -> Result<Self, ConfigError> {
-        let port = |name, default| env.or(name, default, "a port number from 0 to 65535");
-        let grpc_port =
-            if http { port("GRPC_PORT", 50051) } else { port("GRPC_PORT", port("PORT", 50051)?) }?;
-        Ok(Self {
-            grpc_port,
-            http_port: port("PORT", 8080)?,
-            metrics_port: port("METRICS_PORT", 9090)?,
-            access_log: Policy {
-                mode: env.parse::<Mode>("ACCESS_LOG", "All, Abnormal or Off")?.unwrap_or(Mode::All),
-                slow: env.duration("ACCESS_LOG_SLOW", Duration::from_secs(1))?,
-            },
-            request_timeout: env.duration("REQUEST_TIMEOUT", Duration::from_secs(30))?,
-            max_concurrent: env.or("MAX_CONCURRENT_REQUESTS", 512, "a number of requests")?,
-            drain_timeout: env.duration("DRAIN_TIMEOUT", Duration::from_secs(20))?,
-        })
-    }
-}
 
 /// Why a process cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +50,53 @@ pub enum AppError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+/// What the modules of a process bring, put together.
+struct Parts {
+    grpc: Router,
+    http: Option<Router>,
+    methods: HashMap<String, Method>,
+    public: Vec<&'static str>,
+    checked: Vec<Checked>,
+    pools: Vec<(&'static str, PgPool)>,
+    reflection: tonic_reflection::server::Builder<'static>,
+}
+
+impl Parts {
+    fn gather(modules: Vec<Module>) -> Result<Self, AppError> {
+        let health = tonic_health::pb::FILE_DESCRIPTOR_SET;
+        let read = |module, descriptors| {
+            module::methods(descriptors).map_err(|source| AppError::Descriptors { module, source })
+        };
+        let mut parts = Self {
+            grpc: Router::new(),
+            http: None,
+            methods: read("health", health)?,
+            public: Vec::new(),
+            checked: Vec::new(),
+            pools: Vec::new(),
+            reflection: tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(health),
+        };
+        for Module { name, grpc, descriptors, public, http, database, .. } in modules {
+            let methods = read(name, descriptors)?;
+            let services = services(&methods);
+            parts.methods.extend(methods);
+            parts.reflection = parts.reflection.register_encoded_file_descriptor_set(descriptors);
+            parts.grpc = parts.grpc.merge(grpc.into_axum_router().reset_fallback());
+            if let Some((router, paths)) = http {
+                parts.http = Some(parts.http.unwrap_or_default().merge(router));
+                parts.methods.extend(paths.iter().map(|&path| {
+                    (path.to_owned(), Method { service: name.to_owned(), method: path.to_owned() })
+                }));
+            }
+            parts.public.extend(public);
+            parts.pools.push((name, database.pool.clone()));
+            parts.checked.push(Checked { name, services, database });
+        }
+        Ok(parts)
+    }
+}
+
 /// Modules on bound ports, not serving yet.
 pub struct App {
     listeners: Vec<(TcpListener, Router)>,
@@ -115,73 +117,33 @@ impl App {
     /// # Errors
     /// When a setting is wrong or a port is taken.
     pub async fn bind(env: &Env, modules: Vec<Module>) -> Result<Self, AppError> {
-        let settings = Settings::from_env(env, modules.iter().any(|module| module.http.is_some()))?;
-        let verifier = Verifier::from_env(env, modules.iter().any(|module| module.issues_tokens))?;
+        let issues_tokens = modules.iter().any(|module| module.issues_tokens);
+        let parts = Parts::gather(modules)?;
+        let settings = Settings::from_env(env, parts.http.is_some())?;
+        let verifier =
+            Verifier::from_env(env, issues_tokens)?.map(|verifier| verifier.with_public(parts.public));
         let (reporter, health) = tonic_health::server::health_reporter();
-        let mut reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let mut methods = module::methods(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .map_err(|source| AppError::Descriptors { module: "health", source })?;
-        let (mut grpc, mut http, mut checked, mut public) = (Router::new(), None, Vec::new(), Vec::new());
-        let mut pools = Vec::new();
-        for module in modules {
-            let own = module::methods(module.descriptors)
-                .map_err(|source| AppError::Descriptors { module: module.name, source })?;
-            reflection = reflection.register_encoded_file_descriptor_set(module.descriptors);
-            checked.push(Checked {
-                name: module.name,
-                services: services(&own),
-                database: module.database.clone(),
-            });
-            methods.extend(own);
-            pools.push((module.name, module.database.pool));
-            public.extend(module.public);
-            grpc = grpc.merge(module.grpc.into_axum_router().reset_fallback());
-            if let Some((router, paths)) = module.http {
-                http = Some(http.unwrap_or_else(Router::new).merge(router));
-                methods.extend(paths.iter().map(|path| {
-                    let method = Method { service: module.name.to_owned(), method: (*path).to_owned() };
-                    ((*path).to_owned(), method)
-                }));
-            }
-        }
-        let metrics = Metrics::new(methods, pools);
-        let readiness = Readiness::new(reporter, checked);
+        let chassis = Routes::new(health).add_service(parts.reflection.build_v1()?);
+        let metrics = Metrics::new(parts.methods, parts.pools);
+        let readiness = Readiness::new(reporter, parts.checked);
         let observer = Observer {
             metrics: metrics.clone(),
             policy: settings.access_log,
             grpc: true,
             trust_x_user: verifier.is_none(),
         };
-
-        // Health is exempt from the limit: a busy process is not a dead one.
-        let grpc = limit(grpc, settings.max_concurrent, |status: Status| status.into_http())
-            .merge(
-                Routes::new(health).add_service(reflection.build_v1()?).into_axum_router().reset_fallback(),
-            )
-            .fallback(|| async { Status::unimplemented("no such method").into_http::<Body>() })
-            .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
-                log_panic(&*panic);
-                Status::internal("internal error").into_http::<Body>()
-            }));
-        let grpc = match verifier {
-            Some(verifier) => {
-                grpc.layer(from_fn_with_state(Arc::new(verifier.with_public(public)), jwt::require))
-            }
-            None => grpc,
-        };
-        let grpc = grpc
-            .layer(from_fn_with_state(settings.request_timeout, deadline::enforce))
-            .layer(from_fn_with_state(observer.clone(), observe));
-        let http = http.map(|http| {
-            limit(http, settings.max_concurrent, |_| StatusCode::SERVICE_UNAVAILABLE.into_response())
-                .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
-                    log_panic(&*panic);
-                    StatusCode::INTERNAL_SERVER_ERROR.into_response()
-                }))
-                .layer(from_fn_with_state(Observer { grpc: false, ..observer }, observe))
-                .merge(readiness.routes())
+        let http = parts.http.map(|modules| {
+            let observer = Observer { grpc: false, ..observer.clone() };
+            routers::http(modules, settings.max_concurrent, observer).merge(readiness.routes())
         });
+        let grpc = routers::grpc(
+            parts.grpc,
+            chassis.into_axum_router().reset_fallback(),
+            settings.max_concurrent,
+            verifier,
+            settings.request_timeout,
+            observer,
+        );
 
         let (grpc_listener, grpc_addr) = listen("PORT or GRPC_PORT", settings.grpc_port).await?;
         let mut listeners = vec![(grpc_listener, grpc)];
@@ -241,29 +203,11 @@ async fn listen(variable: &'static str, port: u16) -> Result<(TcpListener, Socke
     Ok((listener, addr))
 }
 
-fn limit(router: Router, max: usize, refuse: fn(Status) -> Response) -> Router {
-    let overloaded = HandleErrorLayer::new(move |_: BoxError| async move {
-        refuse(Status::resource_exhausted("too many requests at once: try again later"))
-    });
-    router.layer(
-        ServiceBuilder::new()
-            .layer(overloaded)
-            .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::new(max)),
-    )
-}
-
 fn services(methods: &HashMap<String, Method>) -> Vec<String> {
     let mut services: Vec<_> = methods.values().map(|method| method.service.clone()).collect();
     services.sort();
     services.dedup();
     services
-}
-
-fn log_panic(panic: &(dyn Any + Send)) {
-    let text =
-        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!(panic = text.unwrap_or("no message"), "a handler panicked");
 }
 
 async fn expose(State(metrics): State<Metrics>) -> Response {

@@ -57,7 +57,9 @@ impl Env {
     /// # Errors
     /// [`ConfigError::Invalid`] when the value does not parse.
     pub fn parse<T: FromStr>(&self, name: &str, expected: &'static str) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
         let invalid = |_| ConfigError::Invalid { name: name.into(), value: value.into(), expected };
         value.parse().map(Some).map_err(invalid)
     }
@@ -75,7 +77,9 @@ impl Env {
     /// # Errors
     /// [`ConfigError::Invalid`] when the value is not a positive duration.
     pub fn duration(&self, name: &str, default: Duration) -> Result<Duration, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
+        let Some(value) = self.get(name) else {
+            return Ok(default);
+        };
         parse_duration(value).ok_or_else(|| ConfigError::Invalid {
             name: name.into(),
             value: value.into(),

@@ -1,6 +1,6 @@
 //! PostgreSQL: a pool, whether it can be used, and the embedded migrations.
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -151,7 +151,7 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
 }
 
 fn sql_state(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error()?.code().map(|code| code.into_owned())
+    error.as_database_error()?.code().map(Cow::into_owned)
 }
 
 #[cfg(test)]

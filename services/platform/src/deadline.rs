@@ -22,6 +22,12 @@ use tonic::Status;
 pub struct Deadline(Instant);
 
 impl Deadline {
+    /// In this much time from now.
+    #[must_use]
+    pub fn after(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
     /// The time left, at most `limit`.
     #[must_use]
     pub fn remaining(self, limit: Duration) -> Duration {
@@ -35,7 +41,9 @@ impl Deadline {
 /// # Errors
 /// `INVALID_ARGUMENT` when the header is malformed.
 pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
     let malformed =
         || Status::invalid_argument("grpc-timeout is malformed: expected digits and a unit, as in 200m");
     value.to_str().ok().and_then(parse).map(Some).ok_or_else(malformed)
@@ -48,8 +56,8 @@ fn parse(text: &str) -> Option<Duration> {
     }
     let number: u64 = digits.parse().ok()?;
     match unit {
-        "H" => Some(Duration::from_secs(number * 3_600)),
-        "M" => Some(Duration::from_secs(number * 60)),
+        "H" => Some(Duration::from_hours(number)),
+        "M" => Some(Duration::from_mins(number)),
         "S" => Some(Duration::from_secs(number)),
         "m" => Some(Duration::from_millis(number)),
         "u" => Some(Duration::from_micros(number)),
@@ -134,7 +142,7 @@ mod tests {
     #[rstest]
     #[case("2S", Some(Duration::from_secs(2)))]
     #[case("200m", Some(Duration::from_millis(200)))]
-    #[case("99999999H", Some(Duration::from_secs(99_999_999 * 3_600)))]
+    #[case("99999999H", Some(Duration::from_hours(99_999_999)))]
     #[case("1u", Some(Duration::from_micros(1)))]
     #[case("", None)]
     #[case("S", None)]
@@ -145,11 +153,11 @@ mod tests {
         assert_eq!(parse(text), expected);
     }
 
-    #[tokio::test]
-    async fn an_outgoing_call_gets_the_smaller_of_limit_and_rest() {
-        let soon = Deadline(Instant::now() + Duration::from_millis(50));
+    #[test]
+    fn an_outgoing_call_gets_the_smaller_of_limit_and_rest() {
+        let soon = Deadline::after(Duration::from_millis(50));
         assert!(soon.remaining(Duration::from_secs(2)) <= Duration::from_millis(50));
-        let late = Deadline(Instant::now() + Duration::from_secs(60));
+        let late = Deadline::after(Duration::from_mins(1));
         assert_eq!(late.remaining(Duration::from_secs(2)), Duration::from_secs(2));
     }
 

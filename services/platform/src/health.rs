@@ -48,21 +48,23 @@ impl Readiness {
     /// Checks the databases again and again until `stop`.
     pub async fn watch(self, stop: CancellationToken) {
         self.reporter.set_service_status("liveness", ServingStatus::Serving).await;
-        loop {
-            let ready = self.check().await;
-            let pause = if ready { CALM } else { ANXIOUS };
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
+        let forever = async {
+            loop {
+                let pause = if self.check().await { CALM } else { ANXIOUS };
+                tokio::time::sleep(pause).await;
             }
-        }
+        };
+        stop.run_until_cancelled(forever).await;
     }
 
     async fn check(&self) -> bool {
         let mut faults = Faults::new();
+        let mut causes = Vec::new();
         for module in self.modules.iter() {
             if let Err(error) = module.database.check().await {
                 faults.insert(module.name, error.to_string());
+                // For the log only: readiness is for everyone to read.
+                causes.push(error);
             }
         }
         for module in self.modules.iter() {
@@ -76,7 +78,7 @@ impl Readiness {
         self.faults.send_if_modified(|before| {
             let changed = *before != faults;
             if changed {
-                tracing::info!(ready, ?faults, "readiness changed");
+                tracing::info!(ready, ?faults, ?causes, "readiness changed");
                 *before = faults;
             }
             changed

@@ -132,17 +132,17 @@ pub struct Verifier {
 
 impl Verifier {
     /// Reads `JWT_JWKS_URL`, `JWT_ISSUER` and `JWT_AUDIENCE` (a list).
-    /// `None` when the URL is unset. `issues` says that this process signs
+    /// `None` when the URL is unset. `signs` says that this process signs
     /// tokens and so may know issuer and audience without verifying.
     ///
     /// # Errors
     /// When only some of the three are set: half a token check is none.
-    pub fn from_env(env: &Env, issues: bool) -> Result<Option<Self>, ConfigError> {
+    pub fn from_env(env: &Env, signs: bool) -> Result<Option<Self>, ConfigError> {
         let incomplete = |name, other, remedy| Err(ConfigError::Incomplete { name, other, remedy });
         let Some(url) = env.parse("JWT_JWKS_URL", "the URL of a JWKS")? else {
             let halves = ["JWT_ISSUER", "JWT_AUDIENCE"];
             return match halves.into_iter().find(|name| env.get(name).is_some()) {
-                Some(name) if !issues => {
+                Some(name) if !signs => {
                     incomplete(name, "JWT_JWKS_URL", "set both, or neither to leave tokens to the edge")
                 }
                 _ => Ok(None),
@@ -189,14 +189,14 @@ pub(crate) async fn require(
     next: Next,
 ) -> Response {
     if !verifier.is_public(request.uri().path()) {
-        let verified = match verifier.verify(request.headers()).await {
-            Ok(verified) => verified,
+        let token = match verifier.verify(request.headers()).await {
+            Ok(token) => token,
             Err(rejection) => return Status::from(rejection).into_http(),
         };
         if let Some(subject) = request.extensions().get::<Subject>() {
-            subject.set(&verified.subject);
+            subject.set(&token.subject);
         }
-        request.extensions_mut().insert(verified);
+        request.extensions_mut().insert(token);
     }
     next.run(request).await
 }

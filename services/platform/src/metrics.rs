@@ -93,7 +93,7 @@ impl Metrics {
         requests.handled.get_or_create(&HandledLabels { service, method, code: outcome.name() }).inc();
     }
 
-    /// The OpenMetrics text.
+    /// The text that Prometheus reads.
     ///
     /// # Errors
     /// When a metric cannot be written, which is a fault of the program.

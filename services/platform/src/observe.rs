@@ -124,7 +124,7 @@ impl Drop for Call {
                 parent: None,
                 method = self.path,
                 code = outcome.name(),
-                ms = elapsed.as_micros() as f64 / 1000.0,
+                ms = elapsed.as_secs_f64() * 1000.0,
                 peer = self.peer,
                 subject = self.subject.get(),
                 trace_id = self.trace_id,

@@ -53,6 +53,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 continue;
             }
         };
+        // An IPv4 caller of the IPv6 socket keeps its own address.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         // Small answers must not wait for more to send.
         let _ = stream.set_nodelay(true);
         let service = ServiceBuilder::new()

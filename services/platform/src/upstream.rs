@@ -10,6 +10,7 @@ use crate::{
     config::ConfigError,
     deadline::Deadline,
     jwt::{self, VerifiedToken},
+    observe::Subject,
     trace_context,
 };
 
@@ -60,9 +61,48 @@ pub fn onward<I, O>(incoming: &Request<I>, message: O, limit: Duration) -> Reque
     let mut request = Request::new(message);
     let deadline = incoming.extensions().get::<Deadline>();
     request.set_timeout(deadline.map_or(limit, |deadline| deadline.remaining(limit)));
+    // Extensions reach a module in this process and go no further.
+    if let Some(subject) = incoming.extensions().get::<Subject>() {
+        request.extensions_mut().insert(subject.clone());
+    }
     let token = incoming.extensions().get::<VerifiedToken>();
     if let Some(value) = token.and_then(jwt::authorization) {
         request.metadata_mut().insert(AUTHORIZATION.as_str(), value);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_without_deadline_gets_the_limit_and_no_token() {
+        let request = onward(&Request::new(()), (), Duration::from_secs(2));
+        assert_eq!(request.metadata().get("grpc-timeout").unwrap(), "2000000u");
+        assert!(request.metadata().get("authorization").is_none());
+    }
+
+    #[test]
+    fn a_call_gets_what_is_left_of_the_deadline_and_the_callers_token() {
+        let mut incoming = Request::new(());
+        incoming.extensions_mut().insert(Deadline::after(Duration::from_millis(50)));
+        let token = VerifiedToken { subject: "ada".into(), token: "secret".into() };
+        incoming.extensions_mut().insert(token);
+        let request = onward(&incoming, (), Duration::from_secs(2));
+        let timeout =
+            crate::deadline::grpc_timeout(&request.metadata().clone().into_headers()).unwrap().unwrap();
+        assert!(timeout <= Duration::from_millis(50), "{timeout:?}");
+        assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer secret");
+        assert!(!format!("{request:?}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_url_is_named() {
+        for url in ["caller:50051", "/path", "http://"] {
+            let error = remote("CALLER_URL", url).err().unwrap().to_string();
+            assert!(error.starts_with("CALLER_URL="), "{error}");
+        }
+        assert!(remote("CALLER_URL", "http://caller:50051").is_ok());
+    }
 }

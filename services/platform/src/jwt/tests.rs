@@ -82,7 +82,7 @@ fn a_request_carries_exactly_one_bearer_token(
 #[case(&[("JWT_JWKS_URL", "http://x"), ("JWT_AUDIENCE", "x")], "JWT_JWKS_URL is set but JWT_ISSUER is not")]
 #[case(&[("JWT_JWKS_URL", "http://x"), ("JWT_ISSUER", "x")], "JWT_JWKS_URL is set but JWT_AUDIENCE is not")]
 fn half_a_token_check_is_refused(#[case] pairs: &[(&str, &str)], #[case] message: &str) {
-    let env = Env::from_iter(pairs.iter().copied());
+    let env: Env = pairs.iter().copied().collect();
     let error = Verifier::from_env(&env, false).err().unwrap().to_string();
     assert!(error.starts_with(message), "{error}");
 }

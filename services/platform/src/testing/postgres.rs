@@ -1,32 +1,35 @@
 //! A PostgreSQL server of the test's own, from Debian's package.
 //!
 //! A shell watches over the server: when its standard input closes, because
-//! the test stopped the server, ended or was killed, the server goes too.
+//! the test ended or was killed, the server goes, and its files with it.
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     str::FromStr,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use nix::unistd::{Uid, User, chown};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, postgres::PgConnectOptions};
-use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const ACCOUNT: &str = "postgres";
-const WATCH: &str = r#""$0" -D "$1" -k "$2" -c listen_addresses= -c fsync=off >"$2/log" 2>&1 &
+const WATCH: &str = r#""$0" -D "$1/data" -k "$1" -c listen_addresses= -c fsync=off >"$1/log" 2>&1 &
 server=$!
-read -r _
+read -r keep
 kill -QUIT "$server"
-wait "$server""#;
+wait "$server"
+[ -n "$keep" ] || rm -rf "$1""#;
 
 /// A server that listens on a socket in its own directory.
 pub struct Postgres {
-    directory: TempDir,
+    directory: PathBuf,
     watcher: Option<Child>,
 }
 
@@ -40,7 +43,18 @@ pub struct Provisioned {
     pub admin: String,
 }
 
+static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+static PROVISIONED: AtomicUsize = AtomicUsize::new(0);
+
 impl Postgres {
+    /// The server that tests share when they do not stop it.
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    pub async fn shared() -> &'static Self {
+        SHARED.get_or_init(Self::start).await
+    }
+
     /// Creates and starts a server.
     ///
     /// # Panics
@@ -51,28 +65,28 @@ impl Postgres {
             "the tests need PostgreSQL 15: apt-get install -y --no-install-recommends postgresql-15"
         );
         // Not the default place: the path of a socket has at most 107 bytes.
-        let directory = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
+        let directory = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap().keep();
         if Uid::effective().is_root() {
             let account = User::from_name(ACCOUNT).unwrap().unwrap();
-            chown(directory.path(), Some(account.uid), Some(account.gid)).unwrap();
+            chown(&directory, Some(account.uid), Some(account.gid)).unwrap();
         }
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let mut initdb = command(&Path::new(BIN).join("initdb"));
         initdb.args(["-U", ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]);
-        let output = initdb.arg(directory.path().join("data")).output().unwrap();
+        let output = initdb.arg(directory.join("data")).output().unwrap();
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         let mut server = Self { directory, watcher: None };
         server.resume().await;
         server
     }
 
-    /// Stops the server at once; every connection breaks.
+    /// Stops the server at once and keeps its files; every connection breaks.
     ///
     /// # Panics
     /// When it does not end.
     pub fn stop(&mut self) {
         if let Some(mut watcher) = self.watcher.take() {
-            drop(watcher.stdin.take());
+            watcher.stdin.take().unwrap().write_all(b"keep\n").unwrap();
             watcher.wait().unwrap();
         }
     }
@@ -84,11 +98,11 @@ impl Postgres {
     pub async fn resume(&mut self) {
         let mut watcher = command(Path::new("/bin/sh"));
         watcher.arg("-c").arg(WATCH).arg(format!("{BIN}/postgres"));
-        watcher.arg(self.directory.path().join("data")).arg(self.directory.path());
+        watcher.arg(&self.directory);
         self.watcher = Some(watcher.stdin(Stdio::piped()).spawn().unwrap());
         let give_up = Instant::now() + Duration::from_secs(20);
         while let Err(error) = self.connect("postgres").await {
-            let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
             assert!(Instant::now() < give_up, "PostgreSQL does not answer: {error}\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -100,6 +114,7 @@ impl Postgres {
     /// # Panics
     /// When it cannot be created.
     pub async fn provision(&self, name: &str) -> Provisioned {
+        let name = &format!("{name}_{}", PROVISIONED.fetch_add(1, Ordering::SeqCst));
         let mut admin = self.connect("postgres").await.unwrap();
         for statement in [
             format!("create role {name}_o nologin"),
@@ -134,14 +149,21 @@ impl Postgres {
     }
 
     fn uri(&self, user: &str, database: &str) -> String {
-        let socket: PathBuf = self.directory.path().into();
-        format!("postgres://{user}@localhost/{database}?host={}&sslmode=disable", socket.display())
+        format!("postgres://{user}@localhost/{database}?host={}&sslmode=disable", self.directory.display())
     }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        self.stop();
+        match self.watcher.take() {
+            Some(mut watcher) => {
+                drop(watcher.stdin.take());
+                let _ = watcher.wait();
+            }
+            None => {
+                let _ = fs::remove_dir_all(&self.directory);
+            }
+        }
     }
 }
 

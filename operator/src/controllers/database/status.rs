@@ -1,0 +1,57 @@
+//! Status and findings of a provisioned Database. Pure.
+
+use peristyle_crds::{
+    condition::types,
+    v1alpha1::{
+        DatabaseStatus, LocalName,
+        database::{RoleName, RoleStatus, Server},
+    },
+};
+
+use super::{memory::Verified, validate::Validated};
+use crate::{conditions::Finding, sql::catalog};
+
+/// What a successful verification says.
+#[must_use]
+pub fn verified(validated: &Validated, server: &catalog::Server) -> Verified {
+    let database = validated.desired.names.database.as_str();
+    let bound = validated.bound.clone().unwrap_or_else(|| Server {
+        class: validated.access.class.clone(),
+        host: validated.workloads.host.clone(),
+        port: i32::from(validated.workloads.port),
+        version: server.version.clone(),
+        system_identifier: server.system_identifier.clone(),
+    });
+    let roles: Vec<RoleStatus> = validated
+        .secrets
+        .iter()
+        .map(|(role, secret)| RoleStatus { role: *role, secret_name: secret.clone() })
+        .collect();
+    let names: Vec<&str> = roles.iter().map(|role| role.secret_name.as_str()).collect();
+    let mut provisioned = format!("database {database} is on {}", validated.access.admin);
+    if server.leaves_public_open() {
+        provisioned.push_str(
+            "; schema public stays open to its roles, which only a superuser can change before PostgreSQL 15",
+        );
+    }
+    Verified {
+        findings: vec![
+            Finding::good(
+                types::SERVER_REACHABLE,
+                format!("PostgreSQL {} answers at {}", server.version, validated.access.admin),
+            ),
+            Finding::good(types::PROVISIONED, provisioned),
+            Finding::good(
+                types::CREDENTIALS_READY,
+                format!("the server accepts the credentials of {}", names.join(", ")),
+            ),
+        ],
+        status: DatabaseStatus {
+            server: Some(bound),
+            database_name: Some(database.to_owned()),
+            binding: validated.secrets.get(&RoleName::Writer).map(|name| LocalName { name: name.clone() }),
+            roles,
+            ..DatabaseStatus::default()
+        },
+    }
+}

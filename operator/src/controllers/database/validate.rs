@@ -1,0 +1,309 @@
+//! From spec and surroundings to what should be on the server.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kube::ResourceExt;
+use peristyle_crds::{
+    class::{self, ClassError},
+    condition::{Reason, types},
+    v1alpha1::{
+        Database, DatabaseClass,
+        database::{Role, RoleName, Server},
+    },
+};
+
+use super::observe::Observed;
+use crate::{
+    conditions,
+    controllers::database_class::target::{self, Access},
+    external::postgres::Endpoint,
+    retry::{Class, Classified},
+    sql::{
+        marker::Marker,
+        names::{InvalidName, Names, ROLES, default_name},
+        plan::{Desired, Login},
+    },
+};
+
+/// Connections of an application's login.
+const CONNECTIONS: i32 = 30;
+/// Connections of the login that migrates.
+const OWNER_CONNECTIONS: i32 = 5;
+
+/// A Database that can be provisioned.
+#[derive(Clone, Debug)]
+pub struct Validated {
+    /// The class.
+    pub class: Arc<DatabaseClass>,
+    /// How to reach its server.
+    pub access: Access,
+    /// Where workloads connect; never changes once bound.
+    pub workloads: Endpoint,
+    /// The server as it was first bound; another one is refused.
+    pub bound: Option<Server>,
+    /// What should be there.
+    pub desired: Desired,
+    /// Secret of each login.
+    pub secrets: BTreeMap<RoleName, String>,
+}
+
+/// Why a Database cannot be provisioned (yet).
+#[derive(Debug, thiserror::Error)]
+pub enum Invalid {
+    /// No class, or too many.
+    #[error("{0}")]
+    Class(ClassError),
+    /// The class does not say how to reach its server.
+    #[error("DatabaseClass {class}: {source}")]
+    Target {
+        /// Name of the class.
+        class: String,
+        /// Why not.
+        source: target::Error,
+    },
+    /// The class's server cannot be used.
+    #[error("DatabaseClass {class} is not ready: {message}")]
+    ClassNotReady {
+        /// Name of the class.
+        class: String,
+        /// What it says.
+        message: String,
+    },
+    /// The name on the server.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// Two roles would share one Secret.
+    #[error("spec.roles: {0:?} is the secretName of two roles; give each its own")]
+    SharedSecret(String),
+    /// The cache has not seen the cluster's identity.
+    #[error("namespace kube-system is not in the cache yet")]
+    NoCluster,
+}
+
+impl Classified for Invalid {
+    fn class(&self) -> Class {
+        match self {
+            Self::Class(ClassError::NotFound(_)) | Self::ClassNotReady { .. } | Self::NoCluster => {
+                Class::Wait
+            }
+            // A change of any class leads to another look.
+            Self::Class(ClassError::Ambiguous(_)) | Self::Name(_) | Self::SharedSecret(_) => Class::Terminal,
+            Self::Target { source, .. } => source.class(),
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Class(ClassError::NotFound(_)) => Reason::ClassNotFound,
+            Self::Class(ClassError::Ambiguous(_)) => Reason::ClassAmbiguous,
+            Self::ClassNotReady { .. } => Reason::ServerUnreachable,
+            Self::Target { source, .. } => source.reason(),
+            Self::Name(_) | Self::SharedSecret(_) => Reason::Invalid,
+            Self::NoCluster => Reason::Progressing,
+        }
+    }
+
+    fn condition(&self) -> &'static str {
+        match self {
+            Self::ClassNotReady { .. } | Self::Target { .. } => types::SERVER_REACHABLE,
+            _ => types::READY,
+        }
+    }
+}
+
+/// Decides what should be on which server. Pure.
+///
+/// # Errors
+/// [`Invalid`], which also says when it may come by itself.
+pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, Invalid> {
+    let namespace = database.namespace().unwrap_or_default();
+    let name = database.name_any();
+    let on_server = database.spec.name.clone().unwrap_or_else(|| default_name(&namespace, &name));
+    let names = Names::new(&on_server)?;
+    let secrets = secrets(database, observed)?;
+    let bound = database.status.as_ref().and_then(|status| status.server.clone());
+    let class = choose(database, bound.as_ref(), observed)?;
+    let access = target::access(&class, &observed.system_namespace)
+        .map_err(|source| Invalid::Target { class: class.name_any(), source })?;
+    let cluster = observed.cluster.as_deref().ok_or(Invalid::NoCluster)?;
+    let marker = Marker::new(&database.uid().unwrap_or_default(), cluster, &namespace, &name);
+    let logins = secrets
+        .keys()
+        .map(|role| Login { role: *role, connection_limit: connection_limit(database, *role) })
+        .collect();
+    Ok(Validated {
+        workloads: bound
+            .as_ref()
+            .and_then(|bound| Some(Endpoint { host: bound.host.clone(), port: bound.port.try_into().ok()? }))
+            .unwrap_or_else(|| access.workloads.clone()),
+        class,
+        access,
+        bound,
+        desired: Desired { names, marker, logins },
+        secrets,
+    })
+}
+
+/// The class that the spec names; without a name the one that it was bound to
+/// when it was the default, so that another default moves no database.
+fn choose(
+    database: &Database,
+    bound: Option<&Server>,
+    observed: &Observed,
+) -> Result<Arc<DatabaseClass>, Invalid> {
+    let wanted = database.spec.class_name.as_deref().or(bound.map(|server| server.class.as_str()));
+    let name = class::choose(observed.classes.iter().map(|class| &**class), wanted)
+        .map_err(Invalid::Class)?
+        .name_any();
+    let found = observed.classes.iter().find(|class| class.name_any() == name).cloned();
+    let class = found.ok_or(Invalid::Class(ClassError::NotFound(Some(name.clone()))))?;
+    let reported = class.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
+    if conditions::is_true(reported, types::READY, class.metadata.generation) {
+        return Ok(class);
+    }
+    let ready = reported.iter().find(|condition| condition.type_ == types::READY);
+    let message = ready
+        .filter(|ready| ready.status != "True")
+        .map_or_else(|| "not observed yet".to_owned(), |ready| ready.message.clone());
+    Err(Invalid::ClassNotReady { class: name, message })
+}
+
+fn role(database: &Database, name: RoleName) -> Option<&Role> {
+    let roles = database.spec.roles.as_ref()?;
+    match name {
+        RoleName::Owner => roles.owner.as_ref(),
+        RoleName::Writer => roles.writer.as_ref(),
+        RoleName::Reader => roles.reader.as_ref(),
+    }
+}
+
+/// The Secret of each role that needs a login: nobody gets a reader unasked.
+fn secrets(database: &Database, observed: &Observed) -> Result<BTreeMap<RoleName, String>, Invalid> {
+    let mut secrets: BTreeMap<RoleName, String> = BTreeMap::new();
+    for name in ROLES {
+        let spec = role(database, name);
+        if name == RoleName::Reader && spec.is_none() && !observed.is_reader_bound {
+            continue;
+        }
+        let suffix = match name {
+            RoleName::Owner => "db-owner",
+            RoleName::Writer => "db",
+            RoleName::Reader => "db-ro",
+        };
+        let secret = spec
+            .and_then(|role| role.secret_name.clone())
+            .unwrap_or_else(|| format!("{}-{suffix}", database.name_any()));
+        if secrets.values().any(|other| *other == secret) {
+            return Err(Invalid::SharedSecret(secret));
+        }
+        secrets.insert(name, secret);
+    }
+    Ok(secrets)
+}
+
+fn connection_limit(database: &Database, name: RoleName) -> i32 {
+    let default = if name == RoleName::Owner { OWNER_CONNECTIONS } else { CONNECTIONS };
+    role(database, name).and_then(|role| role.connection_limit).unwrap_or(default)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn class(name: &str, is_default: bool, ready: &str) -> Arc<DatabaseClass> {
+        let class = json!({
+            "metadata": {"name": name, "generation": 1,
+                         "annotations": {"peristyle.dev/is-default-class": is_default.to_string()}},
+            "spec": {"engine": "PostgreSQL", "provider": "External", "external": {
+                "endpoints": {"write": format!("{name}:5432")}, "adminSecret": {"name": "admin"},
+                "tls": {"mode": "Disabled", "allowInsecure": "Enabled"}}},
+            "status": {"observedGeneration": 1, "conditions": [
+                {"type": "Ready", "status": ready, "reason": "X", "message": "server is down",
+                 "observedGeneration": 1, "lastTransitionTime": "2024-01-01T00:00:00Z"}]}
+        });
+        Arc::new(serde_json::from_value(class).unwrap())
+    }
+
+    fn observed(classes: &[Arc<DatabaseClass>]) -> Observed {
+        Observed {
+            cluster: Some("cluster".to_owned()),
+            classes: classes.to_vec(),
+            is_reader_bound: false,
+            system_namespace: "system".to_owned(),
+        }
+    }
+
+    fn database(spec: &serde_json::Value, status: &serde_json::Value) -> Database {
+        serde_json::from_value(json!({
+            "metadata": {"name": "orders", "namespace": "shop", "uid": "u1"}, "spec": spec, "status": status
+        }))
+        .unwrap()
+    }
+
+    fn bound() -> serde_json::Value {
+        json!({"server": {"class": "old", "host": "old.host", "port": 6000, "version": "15.1", "systemIdentifier": "7"}})
+    }
+
+    #[test]
+    fn a_short_database_gets_an_owner_and_a_writer() {
+        let database = database(&json!({}), &json!({}));
+        let validated = validate(&database, &observed(&[class("pg", true, "True")])).unwrap();
+        assert_eq!(validated.desired.names.database.as_str(), "shop_orders");
+        let secrets: Vec<&str> = validated.secrets.values().map(String::as_str).collect();
+        assert_eq!(secrets, ["orders-db-owner", "orders-db"]);
+        let limits: Vec<i32> = validated.desired.logins.iter().map(|l| l.connection_limit).collect();
+        assert_eq!(limits, [OWNER_CONNECTIONS, CONNECTIONS]);
+    }
+
+    #[test]
+    fn a_reader_exists_when_asked_for_or_bound() {
+        let classes = [class("pg", true, "True")];
+        let asked = database(&json!({"roles": {"reader": {"secretName": "ro"}}}), &json!({}));
+        assert_eq!(validate(&asked, &observed(&classes)).unwrap().secrets[&RoleName::Reader], "ro");
+        let plain = database(&json!({}), &json!({}));
+        let bound = Observed { is_reader_bound: true, ..observed(&classes) };
+        assert_eq!(validate(&plain, &bound).unwrap().secrets[&RoleName::Reader], "orders-db-ro");
+    }
+
+    #[test]
+    fn a_bound_database_stays_on_its_server_whatever_the_default_or_the_class_says() {
+        let classes = [class("new", true, "True"), class("old", false, "True")];
+        let validated = validate(&database(&json!({}), &bound()), &observed(&classes)).unwrap();
+        assert_eq!(validated.class.name_any(), "old");
+        assert_eq!(validated.workloads.to_string(), "old.host:6000");
+        assert_eq!(validated.bound.unwrap().system_identifier, "7");
+        let error = validate(&database(&json!({}), &bound()), &observed(&classes[..1])).unwrap_err();
+        assert_eq!(error.reason(), Reason::ClassNotFound);
+    }
+
+    #[test]
+    fn without_a_usable_class_the_database_waits_and_repeats_why() {
+        let plain = database(&json!({}), &json!({}));
+        let error = validate(&plain, &observed(&[])).unwrap_err();
+        assert_eq!((error.class(), error.reason()), (Class::Wait, Reason::ClassNotFound));
+        let error = validate(&plain, &observed(&[class("pg", true, "Unknown")])).unwrap_err();
+        assert_eq!(error.reason(), Reason::ServerUnreachable);
+        assert!(error.to_string().contains("pg is not ready: server is down"), "{error}");
+        let two = [class("a", true, "True"), class("b", true, "True")];
+        assert_eq!(validate(&plain, &observed(&two)).unwrap_err().reason(), Reason::ClassAmbiguous);
+    }
+
+    #[test]
+    fn a_name_or_secret_that_cannot_work_is_refused() {
+        let classes = [class("pg", true, "True")];
+        let reserved = database(&json!({"name": "pg_orders"}), &json!({}));
+        assert_eq!(validate(&reserved, &observed(&classes)).unwrap_err().class(), Class::Terminal);
+        let roles = json!({"roles": {"writer": {"secretName": "s"}, "owner": {"secretName": "s"}}});
+        let error = validate(&database(&roles, &json!({})), &observed(&classes)).unwrap_err();
+        assert!(error.to_string().contains("spec.roles: \"s\""), "{error}");
+    }
+
+    #[test]
+    fn without_the_clusters_identity_nothing_is_marked() {
+        let blind = Observed { cluster: None, ..observed(&[class("pg", true, "True")]) };
+        let error = validate(&database(&json!({}), &json!({})), &blind).unwrap_err();
+        assert_eq!(error.class(), Class::Wait);
+    }
+}

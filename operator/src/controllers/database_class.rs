@@ -1,0 +1,219 @@
+//! The controller of `DatabaseClass`: runs an embedded server, and finds out
+//! whether databases can be provisioned.
+
+mod build;
+mod status;
+pub mod target;
+mod triggers;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kube::ResourceExt;
+use peristyle_crds::{
+    condition::{Reason, types},
+    names::DATABASE_CLASS_LABEL,
+    v1alpha1::{DatabaseClass, DatabaseClassStatus, database_class::Embedded},
+};
+
+use self::target::Access;
+use crate::{
+    conditions::{Finding, State, worst},
+    context::Context,
+    credentials,
+    external::postgres,
+    metadata::{Owner, is_controlled_by},
+    reconcile::{self, Outcome},
+    retry::{Class, Classified},
+    sql::catalog::Server,
+};
+
+/// How long what the server said is believed.
+const BELIEVED: Duration = Duration::from_secs(4 * 3600);
+/// How often an administrator that lacks a right is looked at again; the server does not tell.
+const RETRY_RIGHTS: Duration = Duration::from_secs(120);
+
+/// Why a pass over a class ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The class does not say how to reach the server.
+    #[error(transparent)]
+    Target(#[from] target::Error),
+    /// A child could not be written.
+    #[error(transparent)]
+    Apply(#[from] crate::apply::Error),
+    /// The server.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+}
+
+impl Error {
+    fn inner(&self) -> &dyn Classified {
+        match self {
+            Self::Target(error) => error,
+            Self::Apply(error) => error,
+            Self::Postgres(error) => error,
+        }
+    }
+}
+
+impl Classified for Error {
+    fn class(&self) -> Class {
+        self.inner().class()
+    }
+
+    fn reason(&self) -> Reason {
+        self.inner().reason()
+    }
+
+    fn condition(&self) -> &'static str {
+        self.inner().condition()
+    }
+}
+
+/// What was asked of which server, and what it said.
+#[derive(Default)]
+struct Memory(Mutex<HashMap<String, Visit>>);
+
+#[derive(Clone)]
+struct Visit {
+    inputs: Inputs,
+    answer: Option<(Instant, Server)>,
+}
+
+/// Everything that the answer depends on and that the API server tells us of.
+#[derive(Clone, Eq, PartialEq)]
+struct Inputs {
+    uid: Option<String>,
+    generation: Option<i64>,
+    versions: [Option<String>; 2],
+    /// Changes when an embedded server is replaced.
+    pod: Option<String>,
+}
+
+/// Runs the controller until the process ends.
+pub async fn run(ctx: Arc<Context>) {
+    let memory = Arc::new(Memory::default());
+    let triggers = triggers::all(&ctx);
+    reconcile::run(ctx.clone(), &ctx.stores.database_classes, triggers, move |class, ctx| {
+        let memory = memory.clone();
+        async move { reconcile(&class, &ctx, &memory).await }
+    })
+    .await;
+}
+
+async fn reconcile(
+    class: &DatabaseClass,
+    ctx: &Context,
+    memory: &Memory,
+) -> Result<Outcome<DatabaseClassStatus>, Error> {
+    let last = class.status.clone().unwrap_or_default();
+    if class.metadata.deletion_timestamp.is_some() {
+        let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
+        return Ok(Outcome::new(last, vec![finding]));
+    }
+    let access = target::access(class, &ctx.config.namespace)?;
+    let mut pod = None;
+    if let Some(embedded) = &class.spec.embedded {
+        pod = run_server(ctx, class, embedded).await?;
+        if pod.is_none() {
+            let message =
+                format!("StatefulSet {}/{} has no ready pod yet", ctx.config.namespace, access.admin_secret);
+            let finding = Finding::waiting(types::SERVER_REACHABLE, Reason::ServerUnreachable, message);
+            return Ok(Outcome::new(counted(ctx, class, last), vec![finding]));
+        }
+    }
+    let inputs = Inputs {
+        uid: class.uid(),
+        generation: class.metadata.generation,
+        versions: target::versions(ctx, &access),
+        pod,
+    };
+    match visit(ctx, memory, &access, inputs).await {
+        Ok(server) => {
+            let findings = status::findings(&server, &access.admin.to_string());
+            let requeue = match worst(&findings).map(|finding| finding.state) {
+                Some(State::Stalled | State::Failed) => {
+                    memory.forget_answer(&access.class);
+                    Some(RETRY_RIGHTS)
+                }
+                _ => None,
+            };
+            let status = counted(ctx, class, status::status(&server));
+            Ok(Outcome { requeue, ..Outcome::new(status, findings) })
+        }
+        Err(Error::Postgres(error @ postgres::Error::Unreachable { retry, .. })) => {
+            let finding = Finding::waiting(error.condition(), error.reason(), error.to_string());
+            Ok(Outcome { requeue: Some(retry), ..Outcome::new(counted(ctx, class, last), vec![finding]) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the server says, asked only if something changed since.
+async fn visit(ctx: &Context, memory: &Memory, access: &Access, inputs: Inputs) -> Result<Server, Error> {
+    let last = memory.lock().get(&access.class).filter(|visit| visit.inputs == inputs).cloned();
+    match last.map(|visit| visit.answer) {
+        Some(Some((at, server))) if at.elapsed() < BELIEVED => return Ok(server),
+        Some(_) => {}
+        None => ctx.servers.retry_now(&access.class),
+    }
+    let visit = |answer| Visit { inputs: inputs.clone(), answer };
+    memory.lock().insert(access.class.clone(), visit(None));
+    let target = target::fetch(ctx, access).await?;
+    let session = ctx.servers.session(target).await?;
+    let connection = session.maintenance().await?;
+    let server = session.inspect(&connection).await?;
+    connection.close().await;
+    memory.lock().insert(access.class.clone(), visit(Some((Instant::now(), server.clone()))));
+    Ok(server)
+}
+
+impl Memory {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Visit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget_answer(&self, class: &str) {
+        if let Some(visit) = self.lock().get_mut(class) {
+            visit.answer = None;
+        }
+    }
+}
+
+/// Applies the children of an embedded server; what tells one ready server from the next.
+async fn run_server(
+    ctx: &Context,
+    class: &DatabaseClass,
+    embedded: &Embedded,
+) -> Result<Option<String>, Error> {
+    let owner = Owner::new(class, &ctx.config.namespace, DATABASE_CLASS_LABEL);
+    let name = target::embedded_name(class);
+    let stores = &ctx.stores;
+    let secret = stores.secrets.get(&owner.namespace, &name);
+    if !secret.is_some_and(|secret| is_controlled_by(&*secret, &owner.reference.uid)) {
+        let build = |password: &_| build::secret(&owner, &name, password);
+        credentials::ensure(ctx, &owner.child(&name), build).await?;
+    }
+    let live = stores.core_services.get(&owner.namespace, &name);
+    ctx.applier.apply(live.as_deref(), &build::service(&owner, &name)).await?;
+    let live = stores.stateful_sets.get(&owner.namespace, &name);
+    let applied = ctx.applier.apply(live.as_deref(), &build::stateful_set(&owner, &name, embedded)).await?;
+    let status = applied.status.unwrap_or_default();
+    let is_ready = status.ready_replicas.unwrap_or_default() > 0
+        && status.observed_generation >= applied.metadata.generation;
+    Ok(is_ready.then(|| format!("{:?} {:?}", applied.metadata.uid, status.current_revision)))
+}
+
+/// `status` with the number of Databases that are bound to `class`.
+fn counted(ctx: &Context, class: &DatabaseClass, status: DatabaseClassStatus) -> DatabaseClassStatus {
+    let name = class.name_any();
+    let bound = ctx.stores.databases.store().state_filter(|database| {
+        let server = database.status.as_ref().and_then(|status| status.server.as_ref());
+        server.is_some_and(|server| server.class == name)
+    });
+    DatabaseClassStatus { databases: i32::try_from(bound.len()).ok(), ..status }
+}

@@ -1,0 +1,157 @@
+//! The controller of `EdgeClass`: whether it can serve, and how many routes ask for it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, Store},
+};
+use peristyle_crds::{
+    class,
+    condition::{Reason, types},
+    v1alpha1::{EdgeClass, EdgeClassStatus, Service},
+};
+
+use crate::{
+    conditions::Finding,
+    context::Context,
+    edge::route::Host,
+    reconcile::{self, Outcome},
+    retry::{Class, Classified},
+    watch::Watched,
+};
+
+/// Nothing in this controller can fail; it only reads caches.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}
+
+impl Classified for Error {
+    fn class(&self) -> Class {
+        match *self {}
+    }
+
+    fn reason(&self) -> Reason {
+        match *self {}
+    }
+}
+
+/// Runs the controller until the process ends.
+pub async fn run(ctx: Arc<Context>) {
+    let classes = ctx.stores.edge_classes.store();
+    let triggers = vec![
+        every(&ctx.stores.services, classes),
+        // Which class is the default depends on all of them.
+        every(&ctx.stores.edge_classes, classes),
+    ];
+    reconcile::run(ctx.clone(), &ctx.stores.edge_classes, triggers, reconcile).await;
+}
+
+/// Every class, whenever an object of `K` changes.
+fn every<K>(watched: &Watched<K>, classes: &Store<EdgeClass>) -> BoxStream<'static, ObjectRef<EdgeClass>>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let classes = classes.clone();
+    let all = move |_| {
+        let all: Vec<_> = classes.state().iter().map(|class| ObjectRef::from_obj(&**class)).collect();
+        futures::stream::iter(all)
+    };
+    watched.changes().flat_map(all).boxed()
+}
+
+async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<EdgeClassStatus>, Error> {
+    let services = ctx.stores.services.store().state();
+    let classes = ctx.stores.edge_classes.store().state();
+    let routes = routes(&class, services.iter().map(|s| &**s), &classes);
+    let has_traefik = ctx.stores.traefik_is_ready_within(Duration::ZERO).await;
+    let status = EdgeClassStatus {
+        routes: Some(i32::try_from(routes).unwrap_or(i32::MAX)),
+        ..EdgeClassStatus::default()
+    };
+    Ok(Outcome::new(status, vec![standing(&class, has_traefik)]))
+}
+
+/// Expose entries that choose `class`.
+fn routes<'a>(
+    class: &EdgeClass,
+    services: impl Iterator<Item = &'a Service>,
+    classes: &[Arc<EdgeClass>],
+) -> usize {
+    services
+        .flat_map(|service| &service.spec.expose)
+        .filter(|expose| {
+            class::choose(classes.iter().map(|c| &**c), expose.class_name.as_deref())
+                .is_ok_and(|chosen| chosen.name_any() == class.name_any())
+        })
+        .count()
+}
+
+fn standing(class: &EdgeClass, has_traefik: bool) -> Finding {
+    let template = &class.spec.hosts.template;
+    let example = template.replace("{service}", "a").replace("{namespace}", "b");
+    if Host::parse(&example).is_err() {
+        return Finding::stalled(
+            types::READY,
+            Reason::Invalid,
+            format!(
+                "spec.hosts.template: {template:?} gives {example:?} for Service a in namespace b, which is no host name; use {{service}} and {{namespace}} within lower case labels"
+            ),
+        );
+    }
+    if !has_traefik {
+        return Finding::waiting(
+            types::READY,
+            Reason::Unavailable,
+            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+        );
+    }
+    Finding::good(types::READY, "all is as the spec says")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(name: &str, is_default: bool, template: &str) -> EdgeClass {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "annotations": {"peristyle.dev/is-default-class": is_default.to_string()}},
+            "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]}, "hosts": {"template": template}}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_route_without_a_class_counts_for_the_default() {
+        let classes = [("public", true), ("internal", false)]
+            .map(|(name, default)| Arc::new(class(name, default, "{service}.{namespace}.test")));
+        let service: Service = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"image": "x", "expose": [{"name": "x"}, {"name": "y", "className": "internal"}, {"name": "z", "className": "absent"}]}
+        }))
+        .unwrap();
+        let count = |index: usize| routes(&classes[index], [&service].into_iter(), &classes);
+        assert_eq!((count(0), count(1)), (1, 1));
+    }
+
+    #[test]
+    fn a_template_that_yields_no_host_name_is_refused_with_field_value_and_remedy() {
+        for template in ["{service}..{namespace}", "-{service}.{namespace}", "{service}.{namespace}.{zone}"] {
+            let finding = standing(&class("c", true, template), true);
+            assert_eq!(finding.reason, Reason::Invalid);
+            assert!(finding.message.starts_with("spec.hosts.template: "), "{}", finding.message);
+        }
+    }
+
+    #[test]
+    fn without_traefik_the_class_waits_and_says_for_what() {
+        let finding = standing(&class("c", true, "{service}.{namespace}.test"), false);
+        assert_eq!(finding.reason, Reason::Unavailable);
+    }
+}

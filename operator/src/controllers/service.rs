@@ -1,0 +1,79 @@
+//! The controller of `Service`.
+
+pub mod apply;
+pub mod build;
+pub mod observe;
+pub mod route;
+pub mod status;
+pub mod triggers;
+pub mod validate;
+pub mod workload;
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use peristyle_crds::{
+    condition::{Reason, types},
+    names::SERVICE_LABEL,
+    v1alpha1::{Service, ServiceStatus},
+};
+
+use crate::{
+    context::Context,
+    metadata::Owner,
+    reconcile::{self, Outcome},
+    retry::{Class, Classified},
+};
+
+/// Why a pass over a Service ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spec contradicts itself.
+    #[error(transparent)]
+    Invalid(#[from] validate::Invalid),
+    /// A child could not be written.
+    #[error(transparent)]
+    Apply(#[from] crate::apply::Error),
+}
+
+impl Classified for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Invalid(_) => Class::Terminal,
+            Self::Apply(error) => error.class(),
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Invalid(_) => Reason::Invalid,
+            Self::Apply(error) => error.reason(),
+        }
+    }
+
+    fn condition(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => types::READY,
+            Self::Apply(error) => error.condition(),
+        }
+    }
+}
+
+/// Runs the controller until the process ends.
+pub async fn run(ctx: Arc<Context>) {
+    let triggers = triggers::all(&ctx.stores, &ctx.publications, &ctx.config.edge_errors_service);
+    reconcile::run(ctx.clone(), &ctx.stores.services, triggers, reconcile).await;
+}
+
+async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<ServiceStatus>, Error> {
+    let owner = Owner::new(&*service, &service.namespace().unwrap_or_default(), SERVICE_LABEL);
+    let observed = observe::observe(&ctx, &service, &owner).await;
+    let routes = route::routes(&service, &observed);
+    let edge = build::edge(&owner, &routes);
+    // First of all: a spec that is refused below must not keep a route open.
+    apply::withdraw(&ctx, &owner, &edge).await?;
+    let validated = validate::validate(&service, &observed)?;
+    let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
+    let applied = apply::apply(&ctx, &owner, &desired).await?;
+    Ok(status::outcome(&ctx, &service, &validated, &routes, &applied))
+}

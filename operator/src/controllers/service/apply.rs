@@ -1,0 +1,236 @@
+//! Writing the children of a Service.
+
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+use kube::ResourceExt;
+use peristyle_crds::{
+    names::{HOOK_LABEL, SERVICE_LABEL},
+    v1alpha1::service::InventoryItem,
+};
+
+use super::build::{Desired, Workload, network::EdgeErrorsBackend};
+use crate::{
+    apply::{Child, Error},
+    context::Context,
+    edge::traefik::Edge,
+    metadata::{Owner, is_controlled_by},
+    watch::Watched,
+};
+
+/// Finished Jobs that are kept besides the present ones.
+const KEPT_JOBS: usize = 3;
+
+/// What is there after an apply.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The Deployment, if there is one.
+    pub deployment: Option<Deployment>,
+    /// How far the hooks are.
+    pub hooks: HookState,
+    /// Children that exist, sorted.
+    pub inventory: Vec<InventoryItem>,
+}
+
+/// How far the hooks are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum HookState {
+    /// Not looked at: something that the pods need is missing.
+    Held,
+    /// One runs.
+    Running {
+        /// Name of the hook.
+        hook: String,
+        /// Name of its Job.
+        job: String,
+    },
+    /// One failed.
+    Failed {
+        /// Name of the hook.
+        hook: String,
+        /// Name of its Job.
+        job: String,
+        /// What Kubernetes says.
+        reason: String,
+    },
+    /// All have succeeded.
+    Done,
+}
+
+/// Deletes the routes that may let in more than `edge` would. Done before
+/// anything that can fail, so that a broken spec never keeps a route open.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), Error> {
+    for route in mine(&ctx.stores.ingress_routes, owner) {
+        if edge.is_stricter_than(&route) {
+            ctx.applier.delete(&*route, &owner.reference.uid).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies every child in an order in which nothing refers to what is not
+/// there yet, then deletes what is no longer rendered.
+///
+/// # Errors
+/// At the first child that cannot be written.
+pub async fn apply(ctx: &Context, owner: &Owner, desired: &Desired) -> Result<Applied, Error> {
+    let stores = &ctx.stores;
+    let mut writer = Writer { ctx, inventory: Vec::new() };
+    let Desired { service_account, core_service, edge_errors, workload, edge } = desired;
+    writer.apply(&stores.service_accounts, service_account).await?;
+    writer.apply(&stores.core_services, core_service).await?;
+    if let Some(EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
+        writer.apply(&stores.core_services, service).await?;
+        if let Some(slice) = endpoint_slice {
+            writer.apply(&stores.endpoint_slices, slice).await?;
+        }
+    }
+    let (hooks, deployment) = writer.workload(owner, workload.as_ref()).await?;
+    for transport in &edge.transports {
+        writer.apply(&stores.servers_transports, transport).await?;
+    }
+    for middleware in &edge.middlewares {
+        writer.apply(&stores.middlewares, middleware).await?;
+    }
+    for route in edge.routes() {
+        writer.apply(&stores.ingress_routes, route).await?;
+    }
+    writer.prune(&stores.middlewares, owner).await?;
+    writer.prune(&stores.servers_transports, owner).await?;
+    writer.prune(&stores.endpoint_slices, owner).await?;
+    writer.prune(&stores.core_services, owner).await?;
+    writer.prune_jobs(owner).await?;
+    writer.inventory.sort();
+    Ok(Applied { deployment, hooks, inventory: writer.inventory })
+}
+
+struct Writer<'a> {
+    ctx: &'a Context,
+    inventory: Vec<InventoryItem>,
+}
+
+impl Writer<'_> {
+    async fn apply<K: Child + Send + Sync>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
+        let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
+        let applied = self.ctx.applier.apply(live.as_deref(), desired).await?;
+        self.exists(desired);
+        Ok(applied)
+    }
+
+    fn exists<K: Child>(&mut self, object: &K) {
+        self.inventory.push(InventoryItem {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name: object.name_any(),
+        });
+    }
+
+    /// The hooks one after the other, then the Deployment. Until then a
+    /// Deployment that exists is left as it is.
+    async fn workload(
+        &mut self,
+        owner: &Owner,
+        workload: Option<&Workload>,
+    ) -> Result<(HookState, Option<Deployment>), Error> {
+        let cache = &self.ctx.stores.deployments;
+        let state = match workload {
+            None => HookState::Held,
+            Some(workload) => self.hooks(owner, &workload.hooks).await?,
+        };
+        if let (HookState::Done, Some(workload)) = (&state, workload) {
+            let deployment = self.apply(cache, &workload.deployment).await?;
+            return Ok((state, Some(deployment)));
+        }
+        let running = cache
+            .get(&owner.namespace, &owner.name)
+            .filter(|live| is_controlled_by(&**live, &owner.reference.uid));
+        if let Some(running) = &running {
+            self.exists(&**running);
+        }
+        Ok((state, running.map(|running| (*running).clone())))
+    }
+
+    async fn hooks(&mut self, owner: &Owner, jobs: &[Job]) -> Result<HookState, Error> {
+        for job in jobs {
+            let name = job.name_any();
+            let hook = job.labels().get(HOOK_LABEL).cloned().unwrap_or_default();
+            // A Job never changes: one that exists is the one that was meant.
+            let live = self
+                .ctx
+                .stores
+                .jobs
+                .get(&owner.namespace, &name)
+                .filter(|live| is_controlled_by(&**live, &owner.reference.uid));
+            let Some(live) = live else {
+                self.apply(&self.ctx.stores.jobs, job).await?;
+                return Ok(HookState::Running { hook, job: name });
+            };
+            self.exists(&*live);
+            match progress(&live) {
+                Progress::Succeeded => {}
+                Progress::Running => return Ok(HookState::Running { hook, job: name }),
+                Progress::Failed(reason) => {
+                    return Ok(HookState::Failed { hook, job: name, reason });
+                }
+            }
+        }
+        Ok(HookState::Done)
+    }
+
+    async fn prune<K>(&self, cache: &Watched<K>, owner: &Owner) -> Result<(), Error>
+    where
+        K: Child + Send + Sync,
+    {
+        let kind = K::kind(&());
+        for object in mine(cache, owner) {
+            let is_rendered = |item: &InventoryItem| item.kind == kind && item.name == object.name_any();
+            if !self.inventory.iter().any(is_rendered) {
+                self.ctx.applier.delete(&*object, &owner.reference.uid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes finished Jobs of earlier images, all but the latest few.
+    async fn prune_jobs(&self, owner: &Owner) -> Result<(), Error> {
+        let mut finished: Vec<_> = mine(&self.ctx.stores.jobs, owner)
+            .into_iter()
+            .filter(|job| !matches!(progress(job), Progress::Running))
+            .filter(|job| !self.inventory.iter().any(|i| i.kind == "Job" && i.name == job.name_any()))
+            .collect();
+        finished.sort_by_key(|job| std::cmp::Reverse(job.creation_timestamp().map(|time| time.0)));
+        for job in finished.iter().skip(KEPT_JOBS) {
+            self.ctx.applier.delete(&**job, &owner.reference.uid).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Children of `owner` in the cache.
+fn mine<K>(cache: &Watched<K>, owner: &Owner) -> Vec<std::sync::Arc<K>>
+where
+    K: Child + Send + Sync,
+{
+    let mut objects = cache.labelled(&owner.namespace, SERVICE_LABEL, &owner.name);
+    objects.retain(|object| is_controlled_by(&**object, &owner.reference.uid));
+    objects
+}
+
+enum Progress {
+    Running,
+    Succeeded,
+    Failed(String),
+}
+
+fn progress(job: &Job) -> Progress {
+    let conditions = job.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    for condition in conditions.filter(|condition| condition.status == "True") {
+        match condition.type_.as_str() {
+            "Complete" => return Progress::Succeeded,
+            "Failed" => return Progress::Failed(condition.reason.clone().unwrap_or_default()),
+            _ => {}
+        }
+    }
+    Progress::Running
+}

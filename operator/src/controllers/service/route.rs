@@ -1,0 +1,249 @@
+//! The routes of a Service and how each stands. Pure, and it never fails: what
+//! is wrong with a route withholds that route and says so.
+
+use std::collections::BTreeSet;
+
+use kube::ResourceExt;
+use peristyle_crds::{
+    class::ClassError,
+    condition::{Reason, types},
+    v1alpha1::{
+        Service,
+        service::{AuthMode, Expose, Protocol, RouteUrl},
+    },
+};
+
+use super::{
+    observe::{ExposeView, HostView, Observed},
+    validate::ports,
+};
+use crate::{
+    conditions::{self, Finding, State},
+    edge::{
+        claims::Refusal,
+        route::{Backend, Guard, Host, Route, RoutePath, RouteProtection, Speaks},
+    },
+};
+
+const CONDITION: &str = types::ROUTES_PROGRAMMED;
+
+/// The routes of a Service.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    /// One for each host of each expose entry.
+    pub routes: Vec<Route>,
+    /// Addresses of those that let callers in.
+    pub urls: Vec<RouteUrl>,
+    /// What is wrong, the worst first in weight, else the first in order.
+    pub problems: Vec<Finding>,
+}
+
+impl Routes {
+    /// How all routes stand, as one condition.
+    #[must_use]
+    pub fn finding(&self) -> Finding {
+        if let Some(worst) = conditions::worst(&self.problems) {
+            return worst.clone();
+        }
+        if self.routes.is_empty() {
+            return Finding {
+                condition: CONDITION,
+                state: State::Good,
+                reason: Reason::NotExposed,
+                message: "nothing is exposed".to_owned(),
+            };
+        }
+        Finding::good(CONDITION, "every exposed route is served")
+    }
+}
+
+/// The routes that the spec asks for, each with what may pass it now.
+#[must_use]
+pub fn routes(service: &Service, observed: &Observed) -> Routes {
+    let mut routes = Routes::default();
+    if service.spec.expose.is_empty() {
+        return routes;
+    }
+    if !observed.has_traefik {
+        routes.problems.push(Finding::waiting(
+            CONDITION,
+            Reason::Unavailable,
+            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+        ));
+        return routes;
+    }
+    if observed.edge_errors.is_none() {
+        routes.problems.push(Finding::waiting(
+            CONDITION,
+            Reason::Unavailable,
+            "no pod of edge-errors is ready: refused gRPC calls would not be answered as gRPC",
+        ));
+    }
+    let mut taken = BTreeSet::new();
+    for (index, expose) in service.spec.expose.iter().enumerate() {
+        let entry = Entry { service, expose, field: format!("spec.expose[{index}]") };
+        entry.add(observed, &mut routes, &mut taken);
+    }
+    routes
+}
+
+/// Class, host and path that an entry of this Service already has.
+type Taken = BTreeSet<(String, Host, RoutePath)>;
+
+struct Entry<'a> {
+    service: &'a Service,
+    expose: &'a Expose,
+    field: String,
+}
+
+impl Entry<'_> {
+    fn add(&self, observed: &Observed, routes: &mut Routes, taken: &mut Taken) {
+        let Some(view) = observed.exposes.get(&self.expose.name) else {
+            return;
+        };
+        let (class, hosts, refused, entry_points, protection) = match view {
+            ExposeView::Refused(refusal) => {
+                routes.problems.push(self.refusal(refusal));
+                return;
+            }
+            ExposeView::Served { class, hosts, refused, entry_points, protection } => {
+                (class, hosts, refused, entry_points, protection)
+            }
+        };
+        routes.problems.extend(refused.iter().map(|refusal| self.refusal(refusal)));
+        let (backend, paths) = match (self.backend(), self.paths()) {
+            (Ok(backend), Ok(paths)) => (backend, paths),
+            (Err(message), _) | (_, Err(message)) => {
+                routes.problems.push(invalid(message));
+                return;
+            }
+        };
+        if let Some(problem) = self.withheld_because(protection) {
+            routes.problems.push(problem);
+        }
+        for (name, HostView { url, serving }) in hosts {
+            let host = match Host::parse(name) {
+                Ok(host) => host,
+                Err(error) => {
+                    routes.problems.push(invalid(format!("{}.hosts: {error}", self.field)));
+                    continue;
+                }
+            };
+            let claims = paths.iter().map(|path| (class.clone(), host.clone(), path.clone()));
+            let conflict = claims.clone().find(|claim| taken.contains(claim));
+            let guard = match (&conflict, self.expose.auth_mode()) {
+                (Some((_, _, path)), _) => {
+                    routes.problems.push(invalid(format!(
+                        "{}.paths: {:?} on host {name} is served by another entry of this Service; give each entry paths of its own",
+                        self.field,
+                        shown(path),
+                    )));
+                    // Not even a fence: it would stand beside the other entry's.
+                    continue;
+                }
+                (None, AuthMode::Public) => Guard::Open,
+                (None, AuthMode::Required) => Guard::required(protection, serving.as_ref()),
+            };
+            taken.extend(claims);
+            if guard != Guard::Withheld {
+                routes.urls.push(RouteUrl {
+                    name: self.expose.name.clone(),
+                    url: format!("{url}{}", paths.first().map_or("", RoutePath::as_str)),
+                    class: class.clone(),
+                });
+            }
+            routes.routes.push(Route {
+                expose: self.expose.name.clone(),
+                class: class.clone(),
+                entry_points: entry_points.clone(),
+                host,
+                paths: paths.clone(),
+                backend: backend.clone(),
+                guard,
+            });
+        }
+    }
+
+    fn withheld_because(&self, protection: &RouteProtection) -> Option<Finding> {
+        if self.expose.auth_mode() == AuthMode::Public {
+            return None;
+        }
+        let name = &self.expose.name;
+        Some(match protection {
+            RouteProtection::Live { .. } => return None,
+            RouteProtection::None => Finding::waiting(
+                CONDITION,
+                Reason::NoAuthPolicy,
+                format!("expose {name}: no AuthPolicy targets it; create one or set auth.mode to Public"),
+            ),
+            RouteProtection::Unknown { .. } => Finding::waiting(
+                CONDITION,
+                Reason::PolicyNotProgrammed,
+                format!("expose {name}: whether its policy is live is not known yet"),
+            ),
+            RouteProtection::Pending { reason, message } => {
+                Finding::waiting(CONDITION, *reason, format!("expose {name}: {message}"))
+            }
+        })
+    }
+
+    fn backend(&self) -> Result<Backend, String> {
+        let ports = ports(self.service);
+        let field = &self.field;
+        let port = match &self.expose.port {
+            None => ports.first(),
+            Some(name) => ports.iter().find(|port| port.name == *name),
+        };
+        let port = port.ok_or_else(|| {
+            format!(
+                "{field}.port: {:?} is not the name of one of spec.ports",
+                self.expose.port.as_deref().unwrap_or_default()
+            )
+        })?;
+        let speaks = match port.protocol() {
+            Protocol::Grpc => Speaks::Grpc,
+            Protocol::Http => Speaks::Http,
+            Protocol::Tcp | Protocol::Udp => {
+                return Err(format!(
+                    "{field}.port: {:?} speaks neither GRPC nor HTTP; only those can be exposed",
+                    port.name
+                ));
+            }
+        };
+        Ok(Backend { service: self.service.name_any(), port: port.service_port(), speaks })
+    }
+
+    fn paths(&self) -> Result<Vec<RoutePath>, String> {
+        let paths: Result<BTreeSet<_>, _> = self.expose.paths.iter().map(RoutePath::parse).collect();
+        let mut paths = paths.map_err(|error| format!("{}.paths: {error}", self.field))?;
+        if paths.is_empty() {
+            paths.insert(RoutePath::All);
+        }
+        Ok(paths.into_iter().collect())
+    }
+
+    fn refusal(&self, refusal: &Refusal) -> Finding {
+        let message = format!("{}: {refusal}", self.field);
+        match refusal {
+            Refusal::Class(ClassError::NotFound(_)) => {
+                Finding::waiting(CONDITION, Reason::ClassNotFound, message)
+            }
+            Refusal::Class(ClassError::Ambiguous(_)) => {
+                Finding::stalled(CONDITION, Reason::ClassAmbiguous, message)
+            }
+            Refusal::NotAllowed { .. } => Finding::stalled(CONDITION, Reason::HostNotAllowed, message),
+            Refusal::Taken { .. } => Finding::stalled(CONDITION, Reason::HostConflict, message),
+        }
+    }
+}
+
+fn shown(path: &RoutePath) -> &str {
+    match path {
+        RoutePath::All => "/",
+        path => path.as_str(),
+    }
+}
+
+fn invalid(message: String) -> Finding {
+    Finding::stalled(CONDITION, Reason::Invalid, message)
+}

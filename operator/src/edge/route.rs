@@ -1,0 +1,213 @@
+//! A route as every edge understands it; no provider's words.
+
+use peristyle_crds::{condition::Reason, v1alpha1::PathMatch};
+
+/// What the policies say about a route that requires one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RouteProtection {
+    /// No policy targets it.
+    None,
+    /// A policy with this hash targets it; whether its rules are live is not known (yet).
+    Unknown {
+        /// Hash of the compiled policy.
+        hash: String,
+    },
+    /// A policy targets it and its rules are not live.
+    Pending {
+        /// Why not.
+        reason: Reason,
+        /// The policy and the cause.
+        message: String,
+    },
+    /// The rules are live.
+    Live {
+        /// Hash of the compiled policy.
+        hash: String,
+        /// Where decisions are made.
+        decisions_url: String,
+    },
+}
+
+/// Who may pass.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Guard {
+    /// Everyone.
+    Open,
+    /// Whom the decision service lets pass.
+    Decided {
+        /// Where decisions are made.
+        decisions_url: String,
+        /// Hash of the policy that is enforced.
+        hash: String,
+    },
+    /// Nobody: the host answers, and refuses.
+    Withheld,
+}
+
+impl Guard {
+    /// The guard of a route that requires a policy.
+    ///
+    /// `serving` is what protects the route at this moment. As long as the
+    /// state of the policy is unknown (the operator has just started), what
+    /// already enforces that very policy goes on; anything else is withheld.
+    #[must_use]
+    pub fn required(protection: &RouteProtection, serving: Option<&Self>) -> Self {
+        match (protection, serving) {
+            (RouteProtection::Live { hash, decisions_url }, _) => {
+                Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() }
+            }
+            (RouteProtection::Unknown { hash }, Some(serving @ Self::Decided { hash: served, .. }))
+                if hash == served =>
+            {
+                serving.clone()
+            }
+            _ => Self::Withheld,
+        }
+    }
+}
+
+/// A host name that cannot break out of any rule it is written into.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Host(String);
+
+/// The text is no host name or path that may stand in a route.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{what} {text:?} has a character or form that routes do not allow; use {allowed}")]
+pub struct Unsafe {
+    what: &'static str,
+    text: String,
+    allowed: &'static str,
+}
+
+impl Host {
+    /// Accepts lower case DNS names.
+    ///
+    /// # Errors
+    /// When `text` is anything else.
+    pub fn parse(text: &str) -> Result<Self, Unsafe> {
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if text.len() <= 253 && text.split('.').all(is_label) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Unsafe {
+            what: "host",
+            text: text.to_owned(),
+            allowed: "lower case letters, digits, '-' and '.'",
+        })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A path that cannot break out of any rule it is written into.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum RoutePath {
+    /// Every path.
+    All,
+    /// The path itself and everything below it; no trailing slash.
+    Prefix(String),
+    /// The path alone.
+    Exact(String),
+}
+
+impl RoutePath {
+    /// Accepts paths of letters, digits and `/._~-`.
+    ///
+    /// # Errors
+    /// When the path is anything else, or neither prefix nor exact is set.
+    pub fn parse(path: &PathMatch) -> Result<Self, Unsafe> {
+        let checked = |text: &str| {
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._~-".contains(&b);
+            if text.starts_with('/') && text.bytes().all(is_plain) {
+                return Ok(text.to_owned());
+            }
+            Err(Unsafe {
+                what: "path",
+                text: text.to_owned(),
+                allowed: "a leading '/', then letters, digits and /._~-",
+            })
+        };
+        match (&path.prefix, &path.exact) {
+            (Some(prefix), None) => {
+                let prefix = checked(prefix)?;
+                match prefix.trim_end_matches('/') {
+                    "" => Ok(Self::All),
+                    trimmed => Ok(Self::Prefix(trimmed.to_owned())),
+                }
+            }
+            (None, Some(exact)) => Ok(Self::Exact(checked(exact)?)),
+            _ => Err(Unsafe {
+                what: "path",
+                text: format!("{path:?}"),
+                allowed: "exactly one of prefix and exact",
+            }),
+        }
+    }
+
+    /// Orders paths so that of two that match a request the narrower is greater.
+    #[must_use]
+    pub fn specificity(&self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Prefix(path) => 2 * path.len(),
+            Self::Exact(path) => 2 * path.len() + 1,
+        }
+    }
+
+    /// As it stands in a URL.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::All => "",
+            Self::Prefix(path) | Self::Exact(path) => path,
+        }
+    }
+}
+
+/// What is spoken behind the route.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Speaks {
+    /// gRPC over HTTP/2 without TLS.
+    Grpc,
+    /// HTTP/1.1.
+    Http,
+}
+
+/// Where requests go: a port of the core Service that carries the object's name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Backend {
+    /// Name of the core Service.
+    pub service: String,
+    /// Port of the core Service.
+    pub port: i32,
+    /// What is spoken there.
+    pub speaks: Speaks,
+}
+
+/// One host of one expose entry.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Route {
+    /// Name of the expose entry.
+    pub expose: String,
+    /// Name of the EdgeClass.
+    pub class: String,
+    /// Entry points of the edge.
+    pub entry_points: Vec<String>,
+    /// The host.
+    pub host: Host,
+    /// Paths that are served; never empty, no duplicates, sorted.
+    pub paths: Vec<RoutePath>,
+    /// Where requests go.
+    pub backend: Backend,
+    /// Who may pass.
+    pub guard: Guard,
+}

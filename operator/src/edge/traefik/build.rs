@@ -1,0 +1,305 @@
+//! From a route to Traefik's objects.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use peristyle_crds::names::{EDGE_LABEL, EXPOSE_LABEL, POLICY_HASH_ANNOTATION};
+
+use super::{
+    Edge,
+    objects::{
+        Errors, ForwardAuth, Headers, IngressRoute, IngressRouteSpec, Middleware, MiddlewareSpec, Reference,
+        Router, RouterService, ServersTransport, ServersTransportSpec, Timeouts,
+    },
+    rule::Rule,
+};
+use crate::{
+    edge::route::{Guard, Host, Route, RoutePath, Speaks},
+    metadata::Owner,
+    names,
+};
+
+/// Port of the error backend, of its Services and of its pods.
+pub const EDGE_ERRORS_PORT: i32 = 8080;
+
+/// Above whatever the length of a rule would give.
+const BASE_PRIORITY: i64 = 1_000_000;
+/// Two kinds of traffic, each with a parent and its fence.
+const PRIORITIES_PER_PATH: i64 = 4;
+
+/// What identifies the caller, and what could be mistaken for it: clients may
+/// not send these. Underscores reach workloads that read CGI-like names.
+const STRIPPED_HEADERS: [&str; 13] = [
+    "Forwarded",
+    "X-User",
+    "X_Forwarded_For",
+    "X_Forwarded_Host",
+    "X_Forwarded_Method",
+    "X_Forwarded_Port",
+    "X_Forwarded_Prefix",
+    "X_Forwarded_Proto",
+    "X_Forwarded_Server",
+    "X_Forwarded_Uri",
+    "X_Forwarded_User",
+    "X_Real_Ip",
+    "X_User",
+];
+
+/// Name of the core Service through which routes of `service` reach the error backend.
+#[must_use]
+pub fn edge_errors_name(service: &str) -> String {
+    format!("{service}-edge-errors")
+}
+
+/// Name of the object that plays `role` for a host of an expose entry.
+///
+/// Traefik knows objects as `<namespace>-<name>`, where namespace `a` with name
+/// `b-c` and namespace `a-b` with name `c` are the same. The hash over all
+/// parts keeps one from replacing the other.
+#[must_use]
+pub fn object_name(owner: &Owner, expose: &str, host: &Host, role: &str) -> String {
+    let hash = names::hash8([owner.namespace.as_str(), &owner.name, expose, host.as_str(), role]);
+    names::with_ending(&format!("{}-{expose}", owner.name), &format!("{role}-{hash}"))
+}
+
+/// The objects of one route.
+#[must_use]
+pub fn build(owner: &Owner, route: &Route) -> Edge {
+    let shape = Shape { owner, route };
+    let mut edge = Edge { fences: vec![shape.fence()], ..Edge::default() };
+    if route.guard == Guard::Withheld {
+        return edge;
+    }
+    edge.middlewares.push(shape.strip());
+    if let Guard::Decided { decisions_url, .. } = &route.guard {
+        edge.middlewares.push(shape.authn(decisions_url));
+    }
+    if route.backend.speaks == Speaks::Grpc {
+        edge.transports.push(shape.transport());
+        edge.middlewares.push(shape.errors());
+    }
+    edge.children.extend([shape.child(), shape.rest()]);
+    edge.parents.push(shape.parent());
+    edge
+}
+
+/// A kind of traffic that has a router of its own.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Traffic {
+    /// gRPC calls to a gRPC port: errors are answered as gRPC does.
+    Grpc,
+    /// Everything else: HTTP statuses stay as they are.
+    Plain,
+}
+
+struct Shape<'a> {
+    owner: &'a Owner,
+    route: &'a Route,
+}
+
+impl Shape<'_> {
+    fn traffic(&self) -> &'static [Traffic] {
+        match self.route.backend.speaks {
+            Speaks::Grpc => &[Traffic::Grpc, Traffic::Plain],
+            Speaks::Http => &[Traffic::Plain],
+        }
+    }
+
+    fn name(&self, role: &str) -> String {
+        object_name(self.owner, &self.route.expose, &self.route.host, role)
+    }
+
+    fn metadata(&self, role: &str) -> ObjectMeta {
+        let mut metadata = self.owner.child(self.name(role));
+        metadata.labels.get_or_insert_default().extend([
+            (EDGE_LABEL.to_owned(), self.route.class.clone()),
+            (EXPOSE_LABEL.to_owned(), self.route.expose.clone()),
+        ]);
+        metadata
+    }
+
+    fn reference(&self, role: &str) -> Reference {
+        Reference { name: self.name(role) }
+    }
+
+    fn edge_errors(&self) -> RouterService {
+        RouterService {
+            name: edge_errors_name(&self.owner.name),
+            port: EDGE_ERRORS_PORT,
+            scheme: "h2c".to_owned(),
+            servers_transport: None,
+        }
+    }
+
+    /// Routers for every path and kind of traffic, `above` higher than the fence's.
+    fn entry(&self, above: i64, router: impl Fn(Traffic) -> Router) -> Vec<Router> {
+        let host = Rule::host(&self.route.host);
+        let mut routers = Vec::new();
+        for path in &self.route.paths {
+            let rule = match path {
+                RoutePath::All => host.clone(),
+                path => host.and(&Rule::path(path)),
+            };
+            for traffic in self.traffic() {
+                let (rule, step) = match traffic {
+                    Traffic::Grpc => (rule.and(&Rule::grpc()), 2),
+                    Traffic::Plain => (rule.clone(), 0),
+                };
+                routers.push(Router {
+                    kind: "Rule".to_owned(),
+                    rule: rule.to_string(),
+                    priority: BASE_PRIORITY + PRIORITIES_PER_PATH * specificity(path) + step + above,
+                    ..router(*traffic)
+                });
+            }
+        }
+        routers
+    }
+
+    fn fence(&self) -> IngressRoute {
+        let routes = self.entry(0, |_| Router { services: vec![self.edge_errors()], ..Router::default() });
+        self.ingress_route(
+            "fence",
+            IngressRouteSpec {
+                entry_points: self.route.entry_points.clone(),
+                parent_refs: Vec::new(),
+                routes,
+            },
+        )
+    }
+
+    fn parent(&self) -> IngressRoute {
+        let routes = self.entry(1, |traffic| {
+            // Outermost first: a refusal must still pass the one that makes it gRPC.
+            let mut roles = Vec::new();
+            if traffic == Traffic::Grpc {
+                roles.push("grpc-errors");
+            }
+            roles.push("headers");
+            if matches!(self.route.guard, Guard::Decided { .. }) {
+                roles.push("authn");
+            }
+            Router {
+                middlewares: roles.into_iter().map(|role| self.reference(role)).collect(),
+                ..Router::default()
+            }
+        });
+        let mut parent = self.ingress_route(
+            "parent",
+            IngressRouteSpec {
+                entry_points: self.route.entry_points.clone(),
+                parent_refs: Vec::new(),
+                routes,
+            },
+        );
+        if let Guard::Decided { hash, .. } = &self.route.guard {
+            parent.metadata.annotations = Some([(POLICY_HASH_ANNOTATION.to_owned(), hash.clone())].into());
+        }
+        parent
+    }
+
+    fn child(&self) -> IngressRoute {
+        let backend = &self.route.backend;
+        let scheme = match backend.speaks {
+            Speaks::Grpc => "h2c",
+            Speaks::Http => "http",
+        };
+        let router = |path: &RoutePath| Router {
+            kind: "Rule".to_owned(),
+            rule: Rule::path(path).to_string(),
+            priority: 100 + specificity(path),
+            middlewares: Vec::new(),
+            services: vec![RouterService {
+                name: backend.service.clone(),
+                port: backend.port,
+                scheme: scheme.to_owned(),
+                servers_transport: None,
+            }],
+        };
+        self.ingress_route(
+            "child",
+            IngressRouteSpec {
+                entry_points: Vec::new(),
+                parent_refs: vec![self.reference("parent")],
+                routes: self.route.paths.iter().map(router).collect(),
+            },
+        )
+    }
+
+    /// An object of its own: in one object two routers with the same match are
+    /// one, and the last would win over the workload's.
+    fn rest(&self) -> IngressRoute {
+        self.ingress_route(
+            "rest",
+            IngressRouteSpec {
+                entry_points: Vec::new(),
+                parent_refs: vec![self.reference("parent")],
+                routes: vec![Router {
+                    kind: "Rule".to_owned(),
+                    rule: Rule::path(&RoutePath::All).to_string(),
+                    priority: 1,
+                    middlewares: Vec::new(),
+                    services: vec![self.edge_errors()],
+                }],
+            },
+        )
+    }
+
+    fn ingress_route(&self, role: &str, spec: IngressRouteSpec) -> IngressRoute {
+        IngressRoute { metadata: self.metadata(role), spec }
+    }
+
+    fn authn(&self, decisions_url: &str) -> Middleware {
+        let forward_auth = ForwardAuth {
+            address: decisions_url.to_owned(),
+            trust_forward_header: false,
+            auth_request_headers: ["Authorization", "Cookie"].map(ToOwned::to_owned).into(),
+            auth_response_headers: vec!["X-User".to_owned()],
+            max_response_body_size: 65_536,
+        };
+        self.middleware(
+            "authn",
+            MiddlewareSpec { forward_auth: Some(forward_auth), ..MiddlewareSpec::default() },
+        )
+    }
+
+    fn errors(&self) -> Middleware {
+        let errors = Errors {
+            status: ["400-499", "500-599"].map(ToOwned::to_owned).into(),
+            status_rewrites: [("400-599".to_owned(), 200)].into(),
+            query: "/grpc/{originalStatus}".to_owned(),
+            service: RouterService { servers_transport: Some(self.name("transport")), ..self.edge_errors() },
+        };
+        self.middleware("grpc-errors", MiddlewareSpec { errors: Some(errors), ..MiddlewareSpec::default() })
+    }
+
+    fn strip(&self) -> Middleware {
+        let custom_request_headers: BTreeMap<_, _> =
+            STRIPPED_HEADERS.map(|header| (header.to_owned(), String::new())).into();
+        self.middleware(
+            "headers",
+            MiddlewareSpec { headers: Some(Headers { custom_request_headers }), ..MiddlewareSpec::default() },
+        )
+    }
+
+    fn middleware(&self, role: &str, spec: MiddlewareSpec) -> Middleware {
+        Middleware { metadata: self.metadata(role), spec }
+    }
+
+    /// Without limits a denied call would wait for the client's deadline.
+    fn transport(&self) -> ServersTransport {
+        ServersTransport {
+            metadata: self.metadata("transport"),
+            spec: ServersTransportSpec {
+                forwarding_timeouts: Timeouts {
+                    dial_timeout: "300ms".to_owned(),
+                    response_header_timeout: "1s".to_owned(),
+                },
+            },
+        }
+    }
+}
+
+fn specificity(path: &RoutePath) -> i64 {
+    i64::try_from(path.specificity()).unwrap_or(i64::MAX / 8)
+}

@@ -1,0 +1,50 @@
+//! Traefik's rule language. Only text that was checked gets into a rule, so
+//! that nothing can end a literal and add a matcher of its own.
+
+use std::fmt;
+
+use crate::edge::route::{Host, RoutePath};
+
+/// A request is a gRPC call, and not gRPC-Web, which expects other answers.
+const GRPC_CONTENT_TYPE: &str = "^application/grpc([+;]|$)";
+
+/// A rule.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rule(String);
+
+impl Rule {
+    /// Requests for `host`.
+    #[must_use]
+    pub fn host(host: &Host) -> Self {
+        Self(format!("Host(`{}`)", host.as_str()))
+    }
+
+    /// Requests for `path`, by whole segments.
+    #[must_use]
+    pub fn path(path: &RoutePath) -> Self {
+        Self(match path {
+            RoutePath::All => "PathPrefix(`/`)".to_owned(),
+            // PathPrefix alone would let `/a` match `/ab`.
+            RoutePath::Prefix(path) => format!("(Path(`{path}`) || PathPrefix(`{path}/`))"),
+            RoutePath::Exact(path) => format!("Path(`{path}`)"),
+        })
+    }
+
+    /// Requests that are gRPC calls by their content type.
+    #[must_use]
+    pub fn grpc() -> Self {
+        Self(format!("HeaderRegexp(`Content-Type`, `{GRPC_CONTENT_TYPE}`)"))
+    }
+
+    /// Requests that match both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self(format!("{} && {}", self.0, other.0))
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

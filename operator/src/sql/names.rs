@@ -1,0 +1,168 @@
+//! What a database and its roles are called on the server.
+
+use peristyle_crds::v1alpha1::database::RoleName;
+use sha2::{Digest, Sha256};
+
+use super::{Identifier, InvalidIdentifier};
+
+/// The schema that belongs to the owner group.
+pub const SCHEMA: &str = "app";
+/// The built-in roles in the order in which they are created.
+pub const ROLES: [RoleName; 3] = [RoleName::Owner, RoleName::Writer, RoleName::Reader];
+
+/// Bytes of a database's name, so that the longest role name still fits.
+const MAX_DATABASE: usize = 50;
+/// Hexadecimal digits that tell apart names which would read alike.
+const HASH: usize = 10;
+
+/// Why a name cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum InvalidName {
+    /// The server keeps the prefix for its own roles.
+    #[error("spec.name: {0:?} starts with pg_, which PostgreSQL keeps for itself; choose another name")]
+    Reserved(String),
+    /// Not a name of the server at all.
+    #[error("spec.name: {0}")]
+    Identifier(#[from] InvalidIdentifier),
+}
+
+/// All names of one database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Names {
+    /// The database.
+    pub database: Identifier,
+    /// The schema of the application.
+    pub schema: Identifier,
+    groups: [Identifier; 3],
+    logins: [Identifier; 3],
+}
+
+impl Names {
+    /// Names around `database`.
+    ///
+    /// # Errors
+    /// When `database` starts with `pg_` or is too long for the names of its roles.
+    pub fn new(database: &str) -> Result<Self, InvalidName> {
+        if database.starts_with("pg_") {
+            return Err(InvalidName::Reserved(database.to_owned()));
+        }
+        let group = |role| Identifier::new(format!("{database}_{}", word(role)));
+        let login = |role| Identifier::new(format!("{database}_{}_a", word(role)));
+        Ok(Self {
+            database: Identifier::new(database)?,
+            schema: Identifier::new(SCHEMA)?,
+            groups: [group(ROLES[0])?, group(ROLES[1])?, group(ROLES[2])?],
+            logins: [login(ROLES[0])?, login(ROLES[1])?, login(ROLES[2])?],
+        })
+    }
+
+    /// The group that holds the privileges of `role`.
+    #[must_use]
+    pub const fn group(&self, role: RoleName) -> &Identifier {
+        &self.groups[role as usize]
+    }
+
+    /// The login of `role`.
+    #[must_use]
+    pub const fn login(&self, role: RoleName) -> &Identifier {
+        &self.logins[role as usize]
+    }
+
+    /// Groups and logins.
+    pub fn roles(&self) -> impl Iterator<Item = &Identifier> {
+        self.groups.iter().chain(&self.logins)
+    }
+}
+
+const fn word(role: RoleName) -> &'static str {
+    match role {
+        RoleName::Owner => "owner",
+        RoleName::Writer => "writer",
+        RoleName::Reader => "reader",
+    }
+}
+
+/// The name of a database whose spec names none: `<namespace>_<name>`, with a
+/// hash where cutting or replacing characters would let two objects meet.
+///
+/// The plain form holds exactly one underscore and the other at least two, so
+/// that neither can look like the other.
+#[must_use]
+pub fn default_name(namespace: &str, name: &str) -> String {
+    let plain = format!("{namespace}_{name}");
+    let is_simple = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if is_simple(namespace)
+        && is_simple(name)
+        && plain.len() <= MAX_DATABASE
+        && plain.starts_with(|c: char| c.is_ascii_lowercase())
+        && !plain.starts_with("pg_")
+    {
+        return plain;
+    }
+    let digest = hex::encode(Sha256::digest(format!("{namespace}/{name}")));
+    let readable: String = format!("d_{plain}")
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' })
+        .take(MAX_DATABASE - HASH - 2)
+        .collect();
+    format!("{readable}__{}", &digest[..HASH])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LABEL: &str = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?";
+    /// Few letters and many dashes: what is most likely to meet.
+    const TRICKY: &str = "[a-c]([-a-c]{0,4}[a-c])?";
+
+    proptest! {
+        #[test]
+        fn two_objects_never_share_a_default_name(
+            a in (TRICKY, TRICKY), b in (TRICKY, TRICKY),
+        ) {
+            prop_assert_eq!(a == b, default_name(&a.0, &a.1) == default_name(&b.0, &b.1));
+        }
+
+        #[test]
+        fn every_default_name_is_valid_and_leaves_room_for_the_roles(namespace in LABEL, name in LABEL) {
+            let database = default_name(&namespace, &name);
+            prop_assert!(database.len() <= MAX_DATABASE);
+            prop_assert!(database.starts_with(|c: char| c.is_ascii_lowercase()));
+            prop_assert!(database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+            prop_assert!(Names::new(&database).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_simple_name_stays_readable() {
+        assert_eq!(default_name("demo", "greeter"), "demo_greeter");
+    }
+
+    #[test]
+    fn a_name_that_could_be_misread_carries_a_hash() {
+        for (namespace, name) in [("a-b", "c"), ("a", "b-c"), ("pg", "orders"), ("1a", "b"), ("a", "b.c")] {
+            let database = default_name(namespace, name);
+            assert!(database.contains("__"), "{database}");
+            assert!(Names::new(&database).is_ok(), "{database}");
+        }
+        let long = "n".repeat(63);
+        assert_eq!(default_name(&long, "x").len(), MAX_DATABASE);
+    }
+
+    #[test]
+    fn names_follow_the_role() {
+        let names = Names::new("shop").unwrap();
+        assert_eq!(names.group(RoleName::Writer).as_str(), "shop_writer");
+        assert_eq!(names.login(RoleName::Owner).as_str(), "shop_owner_a");
+        assert_eq!(names.roles().count(), 6);
+    }
+
+    #[test]
+    fn the_prefix_of_the_server_is_refused_with_a_remedy() {
+        let error = Names::new("pg_shop").unwrap_err().to_string();
+        assert!(error.contains("spec.name") && error.contains("choose another"), "{error}");
+    }
+}

@@ -1,0 +1,183 @@
+//! Plans: the statements that lead from what the catalog shows to what should be.
+//!
+//! The sequence is one for PostgreSQL 14 to 18, with a superuser or a
+//! CREATEROLE CREATEDB administrator. The administrator owns the database, a
+//! NOLOGIN group owns the schema, and logins get their privileges from groups.
+
+pub mod database;
+pub mod drop;
+pub mod logins;
+pub mod schema;
+
+use peristyle_crds::v1alpha1::database::RoleName;
+
+use super::{marker::Marker, names::Names};
+
+/// What should be on the server.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// Names of database, schema and roles.
+    pub names: Names,
+    /// The mark of the Database object.
+    pub marker: Marker,
+    /// Who can log in.
+    pub logins: Vec<Login>,
+}
+
+/// A role that can log in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Login {
+    /// Which role.
+    pub role: RoleName,
+    /// Connections it may hold.
+    pub connection_limit: i32,
+}
+
+/// Something of that name exists and is not ours; nothing was changed.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "{kind} {name:?} exists on the server and does not belong to this object; create the Database again with another spec.name"
+)]
+pub struct Conflict {
+    /// `database`, `role` or `schema`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::sql::{
+        Statement,
+        catalog::{Attributes, Catalog, Database, Role, Schemas, Server},
+        names::ROLES,
+        password::Password,
+    };
+
+    fn desired() -> Desired {
+        Desired {
+            names: Names::new("shop").unwrap(),
+            marker: Marker { uid: "u1".to_owned(), claim: "c1".to_owned() },
+            logins: ROLES.map(|role| Login { role, connection_limit: 5 }).into(),
+        }
+    }
+
+    fn server(is_superuser: bool, version_num: i32) -> Server {
+        Server {
+            version_num,
+            version: String::new(),
+            system_identifier: String::new(),
+            is_replica: false,
+            admin: "admin".to_owned(),
+            is_superuser,
+            attributes: Attributes { create_role: true, create_database: true, inherit: true },
+        }
+    }
+
+    fn fresh() -> Schemas {
+        let owners = [("public".to_owned(), "pg_database_owner".to_owned())];
+        Schemas { owners: owners.into(), ..Schemas::default() }
+    }
+
+    fn verifiers() -> BTreeMap<RoleName, crate::sql::password::Verifier> {
+        ROLES.map(|role| (role, Password::generate().verifier())).into()
+    }
+
+    fn text(statements: &[Statement]) -> String {
+        statements.iter().map(|statement| format!("{statement};\n")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// A server where the database was created and the operator ended before it marked it.
+    fn unfinished(comment: Option<&str>) -> Catalog {
+        let marker = desired().marker;
+        let group = Role { comment: Some(marker.comment()), is_held: true, ..Role::default() };
+        Catalog {
+            admin: "admin".to_owned(),
+            roles: ROLES.map(|role| (desired().names.group(role).as_str().to_owned(), group.clone())).into(),
+            members: BTreeSet::new(),
+            database: Some(Database {
+                owner: "admin".to_owned(),
+                allows_connections: false,
+                comment: comment.map(ToOwned::to_owned),
+                grants: BTreeSet::new(),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_first_run_is_the_verified_sequence() {
+        let desired = desired();
+        let empty = Catalog::default();
+        let mut statements = database::plan(&desired, &empty).unwrap();
+        statements.extend(schema::plan(&desired, &server(false, 150_000), &fresh()).unwrap());
+        statements.extend(logins::plan(&desired, &empty, &verifiers()));
+        insta::assert_snapshot!(text(&statements));
+    }
+
+    #[test]
+    fn before_version_15_an_administrator_who_is_no_superuser_leaves_public_alone() {
+        let plan = |is_superuser| {
+            let statement = schema::plan(&desired(), &server(is_superuser, 140_000), &fresh()).unwrap();
+            statement.unwrap().to_string()
+        };
+        assert!(!plan(false).contains("SCHEMA public"));
+        assert!(plan(true).contains("REVOKE ALL ON SCHEMA public FROM PUBLIC"));
+    }
+
+    #[test]
+    fn a_closed_unmarked_database_of_ours_is_finished_and_any_other_is_not_touched() {
+        let ours = unfinished(None);
+        let statements = database::plan(&desired(), &ours).unwrap();
+        insta::assert_snapshot!(text(&statements));
+
+        let database = ours.database.clone().unwrap();
+        for (what, foreign) in [
+            ("open", Database { allows_connections: true, ..database.clone() }),
+            ("of another owner", Database { owner: "somebody".to_owned(), ..database.clone() }),
+            ("with another mark", Database { comment: Some("{}".to_owned()), ..database }),
+        ] {
+            let catalog = Catalog { database: Some(foreign), ..ours.clone() };
+            assert!(database::plan(&desired(), &catalog).is_err(), "{what}");
+            assert!(drop::plan(&desired(), &server(true, 150_000), &catalog).is_empty(), "{what}");
+        }
+        let nobodys = Catalog { roles: BTreeMap::new(), ..ours };
+        assert!(database::plan(&desired(), &nobodys).is_err(), "without our group");
+    }
+
+    #[test]
+    fn a_drop_ends_sessions_as_the_administrator_can() {
+        let mut catalog = unfinished(Some(&desired().marker.comment()));
+        let login = Role { can_login: true, comment: Some(desired().marker.comment()), ..Role::default() };
+        catalog.roles.insert("shop_writer_a".to_owned(), login);
+        catalog.database.as_mut().unwrap().allows_connections = true;
+        let superuser = text(&drop::plan(&desired(), &server(true, 150_000), &catalog));
+        let creator = text(&drop::plan(&desired(), &server(false, 150_000), &catalog));
+        insta::assert_snapshot!(format!("-- superuser\n{superuser}\n-- CREATEROLE\n{creator}"));
+    }
+
+    #[test]
+    fn what_a_predecessor_left_is_not_dropped() {
+        let successor = Desired { marker: Marker { uid: "u2".to_owned(), ..desired().marker }, ..desired() };
+        let catalog = unfinished(Some(&desired().marker.comment()));
+        assert!(drop::plan(&successor, &server(true, 150_000), &catalog).is_empty());
+        let taken_over = database::plan(&successor, &catalog).unwrap();
+        assert_eq!(taken_over[0].step(), "take over the marks");
+        assert!(taken_over[0].to_string().contains("u2"));
+    }
+
+    #[test]
+    fn a_login_that_nobody_asks_for_is_shut_once() {
+        let mut catalog = unfinished(Some(&desired().marker.comment()));
+        let none = Desired { logins: Vec::new(), ..desired() };
+        let mut login = Role { can_login: true, ..Role::default() };
+        catalog.roles.insert("shop_reader_a".to_owned(), login.clone());
+        let plan = logins::plan(&none, &catalog, &BTreeMap::new());
+        assert_eq!(text(&plan), "ALTER ROLE \"shop_reader_a\" NOLOGIN PASSWORD NULL;\n");
+        login.can_login = false;
+        catalog.roles.insert("shop_reader_a".to_owned(), login);
+        assert!(logins::plan(&none, &catalog, &BTreeMap::new()).is_empty());
+    }
+}

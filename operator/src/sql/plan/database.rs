@@ -1,0 +1,136 @@
+//! Groups and the database itself, from the maintenance database.
+
+use peristyle_crds::v1alpha1::database::RoleName;
+
+use super::{Conflict, Desired};
+use crate::sql::{
+    Identifier, Literal, Statement,
+    catalog::{Catalog, PUBLIC},
+    marker::Ownership,
+    names::ROLES,
+};
+
+/// Plans groups, database and the grants on it.
+///
+/// # Errors
+/// [`Conflict`] when any role or the database exists and is not ours: then
+/// nothing may be changed.
+pub fn plan(desired: &Desired, catalog: &Catalog) -> Result<Vec<Statement>, Conflict> {
+    let inherited = check(desired, catalog)?;
+    let mut plan = Vec::new();
+    if !inherited.is_empty() {
+        plan.push(Statement::transaction("take over the marks", &inherited));
+    }
+    plan.extend(groups(desired, catalog));
+    if catalog.database.is_none() {
+        let command = format!(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false",
+            desired.names.database
+        );
+        plan.push(Statement::single("create the database", command).slow());
+    }
+    plan.extend(grants(desired, catalog));
+    Ok(plan)
+}
+
+/// Refuses what is not ours; returns the comments that a predecessor's objects need.
+fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> {
+    let marker = &desired.marker;
+    let mut inherited = Vec::new();
+    for name in desired.names.roles() {
+        let Some(role) = catalog.roles.get(name.as_str()) else {
+            continue;
+        };
+        match marker.ownership(role.comment.as_deref()) {
+            Ownership::Ours => {}
+            Ownership::Predecessor => inherited.push(comment_on_role(name, desired)),
+            Ownership::Foreign => return Err(conflict("role", name)),
+        }
+    }
+    let name = &desired.names.database;
+    if let Some(database) = &catalog.database {
+        match marker.ownership(database.comment.as_deref()) {
+            Ownership::Ours => {}
+            Ownership::Predecessor => inherited.push(comment_on_database(desired)),
+            Ownership::Foreign if is_unfinished(desired, catalog) => {}
+            Ownership::Foreign => return Err(conflict("database", name)),
+        }
+    }
+    Ok(inherited)
+}
+
+/// Whether the database is one that was created and not yet marked: a crash
+/// between the two leaves it closed, owned by the administrator and with an
+/// owner group that carries our mark.
+pub(super) fn is_unfinished(desired: &Desired, catalog: &Catalog) -> bool {
+    let group = catalog.roles.get(desired.names.group(RoleName::Owner).as_str());
+    catalog
+        .database
+        .as_ref()
+        .is_some_and(|d| d.comment.is_none() && !d.allows_connections && d.owner == catalog.admin)
+        && group.is_some_and(|g| desired.marker.ownership(g.comment.as_deref()) != Ownership::Foreign)
+}
+
+fn groups(desired: &Desired, catalog: &Catalog) -> Option<Statement> {
+    let names = &desired.names;
+    let mut commands = Vec::new();
+    let is_missing = |role: &RoleName| !catalog.roles.contains_key(names.group(*role).as_str());
+    let missing: Vec<RoleName> = ROLES.into_iter().filter(is_missing).collect();
+    for role in &missing {
+        commands.push(format!("CREATE ROLE {} NOLOGIN", names.group(*role)));
+    }
+    for role in &missing {
+        commands.push(comment_on_role(names.group(*role), desired));
+    }
+    let owner = names.group(RoleName::Owner);
+    if catalog.roles.get(owner.as_str()).is_none_or(|role| !role.is_held) {
+        // Plain: it gives INHERIT and SET on every version. A superuser does not need it.
+        commands.push(format!("GRANT {owner} TO CURRENT_USER"));
+    }
+    (!commands.is_empty()).then(|| Statement::transaction("create the groups", &commands))
+}
+
+fn grants(desired: &Desired, catalog: &Catalog) -> Vec<Statement> {
+    let names = &desired.names;
+    let (writer, reader) = (names.group(RoleName::Writer), names.group(RoleName::Reader));
+    let wanted = [(writer, "CONNECT"), (writer, "TEMPORARY"), (reader, "CONNECT")];
+    let live = catalog.database.as_ref();
+    let is_granted = live.is_some_and(|d| {
+        d.comment.is_some()
+            && wanted.iter().all(|(role, privilege)| {
+                d.grants.contains(&(role.as_str().to_owned(), (*privilege).to_owned()))
+            })
+            && !d.grants.iter().any(|(grantee, _)| grantee == PUBLIC)
+    });
+    let mut plan = Vec::new();
+    if !is_granted {
+        plan.push(Statement::transaction(
+            "grant on the database",
+            &[
+                format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", names.database),
+                format!("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {writer}", names.database),
+                format!("GRANT CONNECT ON DATABASE {} TO {reader}", names.database),
+                comment_on_database(desired),
+            ],
+        ));
+    }
+    if live.is_none_or(|d| !d.allows_connections) {
+        plan.push(Statement::single(
+            "open the database",
+            format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", names.database),
+        ));
+    }
+    plan
+}
+
+pub(super) fn comment_on_role(role: &Identifier, desired: &Desired) -> String {
+    format!("COMMENT ON ROLE {role} IS {}", Literal(&desired.marker.comment()))
+}
+
+fn comment_on_database(desired: &Desired) -> String {
+    format!("COMMENT ON DATABASE {} IS {}", desired.names.database, Literal(&desired.marker.comment()))
+}
+
+fn conflict(kind: &'static str, name: &Identifier) -> Conflict {
+    Conflict { kind, name: name.as_str().to_owned() }
+}

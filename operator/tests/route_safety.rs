@@ -1,0 +1,364 @@
+//! What must hold for the routes of every spec, whatever the policies say.
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::ResourceExt;
+use peristyle::{
+    controllers::service::{
+        build,
+        observe::{EdgeErrors, ExposeView, HostView, Observed},
+        route,
+    },
+    edge::{
+        route::{Guard, Host, RoutePath, RouteProtection},
+        traefik::{
+            Edge,
+            objects::{IngressRoute, Router},
+            rule::Rule,
+        },
+    },
+    metadata::Owner,
+};
+use peristyle_crds::{
+    condition::Reason,
+    names::{EDGE_LABEL, EXPOSE_LABEL, SERVICE_LABEL},
+    v1alpha1::{
+        PathMatch, Service,
+        service::{AuthMode, Expose, ExposeAuth, Port, Protocol},
+    },
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+/// What has a meaning in a rule.
+const SYNTAX: [char; 10] = ['`', '\'', '"', '\\', '(', ')', '|', '&', '{', ' '];
+const DECISIONS: &str = "http://oathkeeper-api.auth.svc.cluster.local:4456/decisions";
+
+fn protection() -> impl Strategy<Value = RouteProtection> {
+    prop_oneof![
+        Just(RouteProtection::None),
+        Just(RouteProtection::Unknown { hash: "h1".to_owned() }),
+        Just(RouteProtection::Pending {
+            reason: Reason::PropagatingRules,
+            message: "1 of 2 pods".to_owned()
+        }),
+        Just(RouteProtection::Live { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() }),
+    ]
+}
+
+fn serving() -> impl Strategy<Value = Option<Guard>> {
+    let decided = |hash: &str| Guard::Decided { decisions_url: DECISIONS.to_owned(), hash: hash.to_owned() };
+    select(vec![None, Some(decided("h1")), Some(decided("h0"))])
+}
+
+fn path() -> impl Strategy<Value = PathMatch> {
+    (any::<bool>(), "(/[a-c]{1,2}){0,3}/?").prop_map(|(is_prefix, text)| {
+        let text = if text.is_empty() { "/".to_owned() } else { text };
+        let (prefix, exact) = if is_prefix { (Some(text), None) } else { (None, Some(text)) };
+        PathMatch { prefix, exact }
+    })
+}
+
+fn expose() -> impl Strategy<Value = (Expose, ExposeView)> {
+    let hosts = proptest::collection::btree_map(select(vec!["a.test", "b.test", "c.test"]), serving(), 0..3);
+    (
+        "[a-z]([-a-z0-9]{0,38}[a-z0-9])?",
+        select(vec!["grpc", "http"]),
+        select(vec![None, Some(AuthMode::Public), Some(AuthMode::Required)]),
+        vec(path(), 0..4),
+        hosts,
+        select(vec!["public", "internal"]),
+        protection(),
+    )
+        .prop_map(|(name, port, auth, paths, hosts, class, protection)| {
+            let expose = Expose {
+                name,
+                port: Some(port.to_owned()),
+                auth: auth.map(|mode| ExposeAuth { mode }),
+                paths,
+                ..Expose::default()
+            };
+            let host = |(name, serving): (&str, Option<Guard>)| {
+                let url = format!("https://{name}");
+                (name.to_owned(), HostView { url, serving })
+            };
+            let view = ExposeView::Served {
+                class: class.to_owned(),
+                hosts: hosts.into_iter().map(host).collect(),
+                refused: Vec::new(),
+                entry_points: vec!["websecure".to_owned()],
+                protection,
+            };
+            (expose, view)
+        })
+}
+
+/// A Service with what was observed of it.
+fn world() -> impl Strategy<Value = (Service, Observed)> {
+    let name = "[a-z]([-a-z0-9]{0,48}[a-z0-9])?";
+    (name, vec(expose(), 0..5)).prop_map(|(name, entries)| {
+        let by_name: BTreeMap<String, (Expose, ExposeView)> =
+            entries.into_iter().map(|entry| (entry.0.name.clone(), entry)).collect();
+        let mut service = Service::new(&name, peristyle_crds::v1alpha1::ServiceSpec::default());
+        service.metadata.namespace = Some("shop".to_owned());
+        service.metadata.uid = Some("uid".to_owned());
+        let port = |name: &str, port, protocol| Port {
+            name: name.to_owned(),
+            port,
+            protocol: Some(protocol),
+            service_port: None,
+        };
+        service.spec.ports = vec![port("grpc", 50051, Protocol::Grpc), port("http", 8080, Protocol::Http)];
+        service.spec.expose = by_name.values().map(|(expose, _)| expose.clone()).collect();
+        let observed = Observed {
+            exposes: by_name.into_iter().map(|(name, (_, view))| (name, view)).collect(),
+            edge_errors: Some(EdgeErrors::default()),
+            has_traefik: true,
+            ..Observed::default()
+        };
+        (service, observed)
+    })
+}
+
+fn edge(service: &Service, observed: &Observed) -> Edge {
+    let owner = Owner::new(service, "shop", SERVICE_LABEL);
+    build::edge(&owner, &route::routes(service, observed))
+}
+
+fn leads_to(router: &Router, service: &str) -> bool {
+    router.services.iter().any(|backend| backend.name == service)
+}
+
+/// Whether every way in through `root` asks for a decision.
+fn asks(edge: &Edge, root: &IngressRoute) -> bool {
+    root.spec.routes.iter().all(|router| {
+        router.middlewares.iter().any(|reference| {
+            edge.middlewares.iter().any(|middleware| {
+                let asks = |auth: &peristyle::edge::traefik::objects::ForwardAuth| {
+                    auth.address == DECISIONS
+                        && !auth.trust_forward_header
+                        && !auth.auth_request_headers.is_empty()
+                };
+                middleware.name_any() == reference.name
+                    && middleware.spec.forward_auth.as_ref().is_some_and(asks)
+            })
+        })
+    })
+}
+
+fn mode(service: &Service, route: &IngressRoute) -> AuthMode {
+    let name = &route.labels()[EXPOSE_LABEL];
+    let expose = service.spec.expose.iter().find(|expose| expose.name == *name);
+    expose.unwrap().auth_mode()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_way_to_the_workload_without_a_decision_unless_public((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        let name = service.name_any();
+        for route in edge.routes().filter(|route| route.spec.routes.iter().any(|r| leads_to(r, &name))) {
+            prop_assert_eq!(route.spec.parent_refs.len(), 1);
+            prop_assert!(route.spec.entry_points.is_empty());
+            let is_parent = |root: &&IngressRoute| root.name_any() == route.spec.parent_refs[0].name;
+            let parent = edge.parents.iter().find(is_parent).unwrap();
+            prop_assert!(parent.spec.parent_refs.is_empty());
+            prop_assert!(parent.spec.routes.iter().all(|router| router.services.is_empty()));
+            prop_assert!(mode(&service, route) == AuthMode::Public || asks(&edge, parent));
+        }
+    }
+
+    #[test]
+    fn a_required_route_is_there_only_for_a_policy_that_is_live_or_goes_on((service, observed) in world()) {
+        for route in &route::routes(&service, &observed).routes {
+            let expose = service.spec.expose.iter().find(|expose| expose.name == route.expose).unwrap();
+            let ExposeView::Served { protection, hosts, .. } = &observed.exposes[&route.expose] else { continue };
+            let goes_on = || matches!(
+                (&hosts[route.host.as_str()].serving, protection),
+                (Some(Guard::Decided { hash: served, .. }), RouteProtection::Unknown { hash }) if served == hash
+            );
+            match &route.guard {
+                Guard::Open => prop_assert_eq!(expose.auth_mode(), AuthMode::Public),
+                Guard::Decided { .. } => {
+                    let is_live = matches!(protection, RouteProtection::Live { .. });
+                    prop_assert!(is_live || goes_on());
+                }
+                Guard::Withheld => prop_assert_eq!(expose.auth_mode(), AuthMode::Required),
+            }
+        }
+    }
+
+    #[test]
+    fn under_every_router_with_a_middleware_stands_a_fence((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        let errors = format!("{}-edge-errors", service.name_any());
+        for route in edge.routes() {
+            for router in route.spec.routes.iter().filter(|router| !router.middlewares.is_empty()) {
+                let is_fence = |fence: &IngressRoute| {
+                    fence.spec.entry_points == route.spec.entry_points
+                        && fence.labels()[EDGE_LABEL] == route.labels()[EDGE_LABEL]
+                        && fence.spec.routes.iter().any(|below| {
+                            below.rule == router.rule
+                                && below.priority == router.priority - 1
+                                && below.middlewares.is_empty()
+                                && leads_to(below, &errors)
+                        })
+                };
+                prop_assert!(edge.fences.iter().any(is_fence), "{}", router.rule);
+            }
+        }
+    }
+
+    #[test]
+    fn a_parent_always_has_a_child_that_matches_everything((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        let errors = format!("{}-edge-errors", service.name_any());
+        for parent in &edge.parents {
+            let catches = edge.children.iter().any(|child| {
+                child.spec.parent_refs[0].name == parent.name_any()
+                    && child.spec.routes.iter().any(|router| {
+                        router.rule == "PathPrefix(`/`)" && router.priority == 1 && leads_to(router, &errors)
+                    })
+            });
+            prop_assert!(catches);
+        }
+    }
+
+    #[test]
+    fn every_way_in_strips_the_headers_that_name_the_caller((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        for router in edge.parents.iter().flat_map(|parent| &parent.spec.routes) {
+            let strips = router.middlewares.iter().any(|reference| {
+                let middleware = edge.middlewares.iter().find(|m| m.name_any() == reference.name).unwrap();
+                middleware.spec.headers.as_ref().is_some_and(|headers| {
+                    ["X-User", "X_User"].iter().all(|name| headers.custom_request_headers[*name].is_empty())
+                })
+            });
+            prop_assert!(strips);
+        }
+    }
+
+    #[test]
+    fn every_name_resolves_is_unique_and_short((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        let mut names = BTreeSet::new();
+        for name in edge.routes().map(|r| format!("r {}", r.name_any()))
+            .chain(edge.middlewares.iter().map(|m| format!("m {}", m.name_any())))
+            .chain(edge.transports.iter().map(|t| format!("t {}", t.name_any())))
+        {
+            prop_assert!(name.len() <= 65, "{name}");
+            prop_assert!(names.insert(name.clone()), "{name}");
+        }
+        for reference in edge.routes().flat_map(|r| &r.spec.routes).flat_map(|r| &r.middlewares) {
+            let name = format!("m {}", reference.name);
+            prop_assert!(names.contains(&name));
+        }
+        for errors in edge.middlewares.iter().filter_map(|m| m.spec.errors.as_ref()) {
+            let transport = errors.service.servers_transport.clone().unwrap();
+            let name = format!("t {transport}");
+            prop_assert!(names.contains(&name));
+        }
+    }
+
+    #[test]
+    fn no_two_routers_of_a_class_have_the_same_match_or_priority_on_a_host((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        let mut rules = BTreeSet::new();
+        for (kind, roots) in [("fence", &edge.fences), ("parent", &edge.parents)] {
+            for root in roots {
+                let mut seen = BTreeSet::new();
+                for router in &root.spec.routes {
+                    prop_assert!(rules.insert((kind, root.labels()[EDGE_LABEL].clone(), router.rule.clone())));
+                    prop_assert!(router.priority > 1_000_000 - 1);
+                    seen.insert(router.rule.clone());
+                }
+                prop_assert_eq!(seen.len(), root.spec.routes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_spec_gives_the_same_routes((service, observed) in world()) {
+        prop_assert_eq!(edge(&service, &observed), edge(&service, &observed));
+    }
+
+    #[test]
+    fn what_is_rendered_is_never_withdrawn_and_what_lost_its_protection_always_is((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        for route in edge.routes() {
+            prop_assert!(!edge.is_stricter_than(route));
+            let mut open = route.clone();
+            open.metadata.name = Some("other".to_owned());
+            prop_assert!(edge.is_stricter_than(&open));
+        }
+        for parent in &edge.parents {
+            let mut open = parent.clone();
+            open.spec.routes[0].middlewares.clear();
+            prop_assert!(edge.is_stricter_than(&open));
+        }
+        for child in &edge.children {
+            let mut open = child.clone();
+            open.spec.parent_refs.clear();
+            prop_assert!(edge.is_stricter_than(&open));
+        }
+        for fence in &edge.fences {
+            let mut open = fence.clone();
+            open.spec.routes[0].services[0].name = service.name_any();
+            prop_assert!(edge.is_stricter_than(&open));
+        }
+    }
+
+    #[test]
+    fn no_host_ends_the_literal_that_it_stands_in(text in "\\PC{0,40}|[a-z.`)|&]{0,12}") {
+        if let Ok(host) = Host::parse(&text) {
+            prop_assert_eq!(Rule::host(&host).to_string(), format!("Host(`{text}`)"));
+            prop_assert!(!text.contains(SYNTAX));
+        }
+    }
+
+    #[test]
+    fn no_path_ends_the_literal_that_it_stands_in(text in "/?(\\PC{0,40}|[a-z/.`)|&]{0,12})", is_prefix: bool) {
+        let (prefix, exact) = if is_prefix { (Some(text.clone()), None) } else { (None, Some(text.clone())) };
+        if let Ok(path) = RoutePath::parse(&PathMatch { prefix, exact }) {
+            let rule = Rule::path(&path).to_string();
+            let literals = if matches!(path, RoutePath::Prefix(_)) { 2 } else { 1 };
+            prop_assert_eq!(rule.matches('`').count(), 2 * literals);
+            prop_assert!(!text.contains(SYNTAX));
+        }
+    }
+}
+
+#[test]
+fn namespaces_and_names_that_run_together_give_different_objects_at_the_edge() {
+    let names = |namespace: &str, name: &str| -> BTreeSet<String> {
+        let mut service = Service::new(name, peristyle_crds::v1alpha1::ServiceSpec::default());
+        service.metadata.namespace = Some(namespace.to_owned());
+        service.spec.expose = vec![Expose {
+            name: "public".to_owned(),
+            auth: Some(ExposeAuth { mode: AuthMode::Public }),
+            ..Expose::default()
+        }];
+        let view = ExposeView::Served {
+            class: "public".to_owned(),
+            hosts: [("h.test".to_owned(), HostView::default())].into(),
+            refused: Vec::new(),
+            entry_points: Vec::new(),
+            protection: RouteProtection::None,
+        };
+        let observed = Observed {
+            exposes: [("public".to_owned(), view)].into(),
+            has_traefik: true,
+            ..Observed::default()
+        };
+        let owner = Owner::new(&service, namespace, SERVICE_LABEL);
+        let edge = build::edge(&owner, &route::routes(&service, &observed));
+        let names = edge.middlewares.iter().map(ResourceExt::name_any);
+        let names = names.chain(edge.routes().map(ResourceExt::name_any));
+        names.map(|name| format!("{namespace}-{name}")).collect()
+    };
+    let (one, other) = (names("v1", "x-y"), names("v1-x", "y"));
+    assert!(!one.is_empty());
+    assert!(one.is_disjoint(&other), "{one:?} {other:?}");
+}
