@@ -55,7 +55,8 @@ impl Edge {
     /// # Errors
     /// The gRPC status of a refused or failed call.
     pub async fn greet(&self, host: &str, token: Option<&str>, name: &str) -> Result<GreetResponse, Status> {
-        let headers: Vec<_> = token.map(|token| ("authorization", format!("Bearer {token}"))).into_iter().collect();
+        let headers: Vec<_> =
+            token.map(|token| ("authorization", format!("Bearer {token}"))).into_iter().collect();
         self.greet_with(host, &headers, name).await
     }
 

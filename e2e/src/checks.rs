@@ -28,8 +28,17 @@ pub async fn run(state: &State) -> Result<()> {
     let progress = Progress::default();
     let p = &progress;
     p.step("cargo fmt", cargo(&["fmt", "--all", "--check"], &[])).await?;
-    let clippy =
-        ["clippy", "--workspace", "--all-targets", "--features", "e2e/cluster", "--locked", "--", "-D", "warnings"];
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "e2e/cluster",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
     p.step("cargo clippy", cargo(&clippy, &[])).await?;
     let doc = ["doc", "--workspace", "--no-deps", "--locked"];
     p.step("cargo doc", cargo(&doc, &[("RUSTDOCFLAGS", "-D warnings")])).await?;
@@ -75,10 +84,21 @@ async fn deny(progress: &Progress) -> Result<()> {
         progress.say("installing cargo-deny");
         let root = root.to_str().context("the cache directory is not valid UTF-8")?;
         // A debug build takes half the time to make and checks as well.
-        cargo(&["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug", "--root", root], &[]).await?;
+        cargo(
+            &["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug", "--root", root],
+            &[],
+        )
+        .await?;
     }
     let mut deny = Command::new(program);
-    deny.current_dir(crate::workspace()).args(["--log-level", "warn", "check", "bans", "licenses", "sources"]);
+    deny.current_dir(crate::workspace()).args([
+        "--log-level",
+        "warn",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]);
     run_shown(deny, "cargo deny check").await
 }
 

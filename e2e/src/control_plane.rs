@@ -85,7 +85,8 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        let processes: Vec<_> = daemon::recorded(&self.state).into_iter().map(|(_, process)| process).collect();
+        let processes: Vec<_> =
+            daemon::recorded(&self.state).into_iter().map(|(_, process)| process).collect();
         if let Err(error) = daemon::stop(&processes) {
             eprintln!("cannot end the control plane in {}: {error:#}", self.state.dir().display());
         }

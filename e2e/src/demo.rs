@@ -64,17 +64,20 @@ async fn play(example: &Example) -> Result<String> {
 }
 
 async fn refused(example: &Example, what: &str, token: Option<&str>, code: Code) -> Result<()> {
-    let status = wait::until(&format!("the call {what} is refused with {code:?}"), PROPAGATION, async || {
-        match example.edge.greet(GREETER, token, "Ada").await {
-            Err(status) if status.code() == code => Ok(status),
-            Err(status) => bail!("answered {:?}: {}", status.code(), status.message()),
-            Ok(answer) if token.is_none() => {
-                Err(wait::Never(anyhow::anyhow!("it was ALLOWED: {}", answer.message)).into())
-            }
-            Ok(answer) => bail!("it was allowed: {}", answer.message),
-        }
-    })
-    .await?;
+    let status =
+        wait::until(
+            &format!("the call {what} is refused with {code:?}"),
+            PROPAGATION,
+            async || match example.edge.greet(GREETER, token, "Ada").await {
+                Err(status) if status.code() == code => Ok(status),
+                Err(status) => bail!("answered {:?}: {}", status.code(), status.message()),
+                Ok(answer) if token.is_none() => {
+                    Err(wait::Never(anyhow::anyhow!("it was ALLOWED: {}", answer.message)).into())
+                }
+                Ok(answer) => bail!("it was allowed: {}", answer.message),
+            },
+        )
+        .await?;
     println!("  {what:<40} {}: {}", constant(status.code()), status.message());
     Ok(())
 }

@@ -54,9 +54,11 @@ impl Example {
     /// At the deadline, with what `kubectl get` shows.
     pub async fn wait_until_ready(&self, namespace: &str) -> Result<()> {
         let timeout = format!("--timeout={}s", READY.as_secs());
-        let arguments = ["wait", "-n", namespace, "--for=condition=Ready", "psvc,psdb,apol", "--all", &timeout];
+        let arguments =
+            ["wait", "-n", namespace, "--for=condition=Ready", "psvc,psdb,apol", "--all", &timeout];
         if let Err(error) = self.cluster.kubectl(&arguments).await {
-            let shown = self.cluster.kubectl(&["get", "-n", namespace, "peristyle,pods,jobs", "-o", "wide"]).await?;
+            let shown =
+                self.cluster.kubectl(&["get", "-n", namespace, "peristyle,pods,jobs", "-o", "wide"]).await?;
             bail!("{error:#}\n{shown}");
         }
         Ok(())
@@ -73,7 +75,10 @@ impl Example {
         let answer = self.edge.http(Method::POST, AUTH, "/auth/login", &[], Some(&credentials)).await?;
         ensure!(answer.status == 200, "log in {user}: {} {}", answer.status, answer.body);
         let parsed: Value = serde_json::from_str(&answer.body)?;
-        parsed["access_token"].as_str().map(str::to_owned).context("the answer to a login has no access_token")
+        parsed["access_token"]
+            .as_str()
+            .map(str::to_owned)
+            .context("the answer to a login has no access_token")
     }
 
     /// Makes `users` the only ones who may greet.
@@ -84,7 +89,9 @@ impl Example {
         let tuple = |user| json!({"namespace": "Greeting", "object": "greeter", "relation": "greeters", "subject": user});
         let tuples: Vec<Value> = users.iter().map(tuple).collect();
         let patch = json!({"spec": {"relations": {"tuples": tuples}}}).to_string();
-        self.cluster.kubectl(&["patch", "-n", NAMESPACE, "apol", "greeter", "--type=merge", "-p", &patch]).await?;
+        self.cluster
+            .kubectl(&["patch", "-n", NAMESPACE, "apol", "greeter", "--type=merge", "-p", &patch])
+            .await?;
         Ok(())
     }
 }

@@ -46,9 +46,9 @@ pub async fn build_and_import(state: &State) -> Result<References> {
 /// # Errors
 /// When an archive cannot be written or an import fails.
 pub async fn import(state: &State, recipes: &[Recipe], progress: &Progress) -> Result<References> {
-    let listed = command::output(ctr(state).args(["images", "list", "--quiet"]))
-        .await
-        .context("cannot ask the sandbox's containerd for its images: is the sandbox up? (`cargo sandbox up`)")?;
+    let listed = command::output(ctr(state).args(["images", "list", "--quiet"])).await.context(
+        "cannot ask the sandbox's containerd for its images: is the sandbox up? (`cargo sandbox up`)",
+    )?;
     let present: BTreeSet<&str> = listed.lines().collect();
     let missing: Vec<_> = recipes.iter().filter(|r| !present.contains(r.reference().as_str())).collect();
     stream::iter(missing.into_iter().map(anyhow::Ok))

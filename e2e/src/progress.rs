@@ -47,7 +47,13 @@ impl Progress {
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = steps.iter().map(|(name, took)| format!("  {name:<44} {:>8.1}\n", took.as_secs_f64()));
         let total = self.started.elapsed().as_secs_f64();
-        format!("  {:<44} {:>8}\n{}  {:<44} {total:>8.1}\n", "step", "seconds", rows.collect::<String>(), "total")
+        format!(
+            "  {:<44} {:>8}\n{}  {:<44} {total:>8.1}\n",
+            "step",
+            "seconds",
+            rows.collect::<String>(),
+            "total"
+        )
     }
 }
 

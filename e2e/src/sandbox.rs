@@ -61,10 +61,13 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
     if let Err(error) = outcome {
         progress.say("clearing what was started");
         if let Err(uncleared) = leftovers::clear(state).await {
-            progress.say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
+            progress
+                .say(&format!("cannot clear everything, `cargo sandbox down` tries again: {uncleared:#}"));
         }
         let _ = fs::remove_file(state.path("settings.json"));
-        return Err(error.context(format!("the sandbox did not come up; its logs stay in {}", state.text("logs"))));
+        return Err(
+            error.context(format!("the sandbox did not come up; its logs stay in {}", state.text("logs")))
+        );
     }
     eprintln!("\n{}", progress.table());
     eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));
@@ -128,8 +131,9 @@ pub fn log(state: &State, component: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let entries = fs::read_dir(state.path("logs")).into_iter().flatten().flatten();
-    let mut names: Vec<_> =
-        entries.filter_map(|e| Some(e.path().file_name()?.to_str()?.strip_suffix(".log")?.to_owned())).collect();
+    let mut names: Vec<_> = entries
+        .filter_map(|e| Some(e.path().file_name()?.to_str()?.strip_suffix(".log")?.to_owned()))
+        .collect();
     names.sort();
     Err(anyhow!("there is no log of {component:?}; there are: {}", names.join(", ")))
 }
@@ -157,7 +161,8 @@ async fn clear(state: &State, progress: &Progress) -> Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed =
+        if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 

@@ -161,7 +161,8 @@ pub fn example(name: &str, images: &References) -> Result<String> {
 /// # Errors
 /// When the API server refuses one.
 pub async fn apply(cluster: &Cluster, namespace: &str, manifests: &str) -> Result<()> {
-    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}).to_string();
+    let object =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}).to_string();
     cluster.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &object).await?;
     let arguments = ["apply", "--server-side", "--force-conflicts", "-n", namespace, "-f", "-"];
     cluster.kubectl_with_input(&arguments, manifests).await?;
@@ -173,7 +174,8 @@ pub async fn apply(cluster: &Cluster, namespace: &str, manifests: &str) -> Resul
 /// # Errors
 /// When psql fails.
 pub async fn query(cluster: &Cluster, database: &str, sql: &str) -> Result<String> {
-    let script = "exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -h /run/postgresql -U postgres -d \"$0\" -c \"$1\"";
+    let script =
+        "exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -h /run/postgresql -U postgres -d \"$0\" -c \"$1\"";
     let mut arguments = vec!["exec", "-n", SYSTEM_NAMESPACE, "postgres-0", "--", "sh", "-c", script];
     arguments.extend([database, sql]);
     Ok(cluster.kubectl(&arguments).await?.trim().to_owned())

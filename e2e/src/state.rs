@@ -144,8 +144,9 @@ impl State {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let settings = serde_json::from_str(&text)
-            .with_context(|| format!("cannot understand {}: `cargo sandbox down` removes it", path.display()))?;
+        let settings = serde_json::from_str(&text).with_context(|| {
+            format!("cannot understand {}: `cargo sandbox down` removes it", path.display())
+        })?;
         Ok(Some(settings))
     }
 
@@ -201,8 +202,10 @@ pub fn cache_dir(part: &str) -> Result<PathBuf> {
 fn user_dir(variable: &str, below_home: &str) -> Result<PathBuf> {
     let base = match std::env::var_os(variable).filter(|value| !value.is_empty()) {
         Some(base) => PathBuf::from(base),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: set it or use --state-dir")?)
-            .join(below_home),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("HOME is not set: set it or use --state-dir")?)
+                .join(below_home)
+        }
     };
     Ok(base.join("peristyle"))
 }

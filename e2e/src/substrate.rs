@@ -103,7 +103,8 @@ pub async fn build(components: &[Component], progress: &Progress) -> Result<Prog
 async fn build_one(component: Component, progress: &Progress) -> Result<PathBuf> {
     let name = component.name();
     let module = component.module();
-    let go_mod = fs::read_to_string(module.join("go.mod")).with_context(|| format!("no Go module for {name}"))?;
+    let go_mod =
+        fs::read_to_string(module.join("go.mod")).with_context(|| format!("no Go module for {name}"))?;
     let go_version = go_version(&module, &go_mod).await?;
     let flags = component.linker_flags();
     let sources = ["go.mod", "go.sum", "main.go"].map(|file| fs::read(module.join(file)).unwrap_or_default());

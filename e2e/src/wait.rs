@@ -81,7 +81,9 @@ mod tests {
         let mut tries = 0;
         let value = until("three", Duration::from_secs(5), async || {
             tries += 1;
-            if tries < 3 { bail!("only {tries}") }
+            if tries < 3 {
+                bail!("only {tries}")
+            }
             Ok(tries)
         });
         assert_eq!(value.await.unwrap(), 3);

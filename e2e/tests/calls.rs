@@ -76,7 +76,11 @@ async fn a_grpc_call_gets_exactly_as_far_as_its_token_and_relation_carry_it() {
     becomes(&example, Some(&token), Code::Ok).await.unwrap();
 
     assert_eq!(code(&example, None).await, Code::Unauthenticated);
-    assert_eq!(code(&example, Some(&other_token)).await, Code::PermissionDenied, "a token without the relation");
+    assert_eq!(
+        code(&example, Some(&other_token)).await,
+        Code::PermissionDenied,
+        "a token without the relation"
+    );
     assert_eq!(code(&example, Some("no.jwt.atall")).await, Code::Unauthenticated);
 
     let good = json!({"iss": ISSUER, "aud": ["greeter"], "sub": user, "iat": now(), "exp": now() + 600});
@@ -95,10 +99,18 @@ async fn a_grpc_call_gets_exactly_as_far_as_its_token_and_relation_carry_it() {
 
     let forged = [("x-user", user.clone()), ("x_user", user.clone())];
     let answer = example.edge.greet_with(GREETER, &forged, "Ada").await;
-    assert_eq!(answer.map(|_| ()).unwrap_err().code(), Code::Unauthenticated, "a forged X-User instead of a token");
+    assert_eq!(
+        answer.map(|_| ()).unwrap_err().code(),
+        Code::Unauthenticated,
+        "a forged X-User instead of a token"
+    );
     let forged = [("authorization", format!("Bearer {other_token}")), ("x-user", user.clone())];
     let answer = example.edge.greet_with(GREETER, &forged, "Ada").await;
-    assert_eq!(answer.map(|_| ()).unwrap_err().code(), Code::PermissionDenied, "a forged X-User beside a token");
+    assert_eq!(
+        answer.map(|_| ()).unwrap_err().code(),
+        Code::PermissionDenied,
+        "a forged X-User beside a token"
+    );
 
     let channel = example.edge.channel(GREETER).unwrap();
     let mut unnamed = tonic::Request::new(greeter::v2::GreetRequest::default());
@@ -171,12 +183,17 @@ async fn a_plain_http_call_gets_exactly_as_far_and_the_backend_sees_no_forged_id
         let answer = get(&example, path, &headers).await;
         assert_eq!(answer.status, status, "{what}: GET {path}: {}", answer.body);
     }
-    let unlisted = example.edge.http(Method::DELETE, ECHO, "/mine/x", &[("authorization", &bearer)], None).await;
+    let unlisted =
+        example.edge.http(Method::DELETE, ECHO, "/mine/x", &[("authorization", &bearer)], None).await;
     assert_eq!(unlisted.unwrap().status, 403, "a method that no rule lists");
 
     let forged = [
-        ("authorization", bearer.as_str()), ("x-user", "root"), ("x_user", "root"), ("forwarded", "for=1.2.3.4"),
-        ("x-forwarded-user", "root"), ("x_forwarded_for", "1.2.3.4"),
+        ("authorization", bearer.as_str()),
+        ("x-user", "root"),
+        ("x_user", "root"),
+        ("forwarded", "for=1.2.3.4"),
+        ("x-forwarded-user", "root"),
+        ("x_forwarded_for", "1.2.3.4"),
     ];
     let answer = get(&example, "/mine", &forged).await;
     assert_eq!(seen(&answer, "x-user"), [user.as_str()], "{}", answer.body);
@@ -209,7 +226,8 @@ async fn a_route_of_a_stranger_for_our_host_is_not_served_and_the_edge_label_is_
         .to_string()
     };
     let apply = ["apply", "--server-side", "-f", "-"];
-    let refused = example.cluster.kubectl_with_input(&apply, &stranger(json!({"peristyle.dev/edge": "public"}))).await;
+    let refused =
+        example.cluster.kubectl_with_input(&apply, &stranger(json!({"peristyle.dev/edge": "public"}))).await;
     let Err(error) = refused else { panic!("a stranger may set the operator's label") };
     assert!(format!("{error:#}").contains("peristyle.dev/edge"), "{error:#}");
 

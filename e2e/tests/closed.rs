@@ -42,7 +42,8 @@ impl Prober {
 
 async fn becomes(example: &Example, token: &str, expected: Code) -> Result<()> {
     wait::until(&format!("the call with a token is answered {expected:?}"), PROPAGATION, async || {
-        let code = example.edge.greet(GREETER, Some(token), "Ada").await.map_or_else(|s| s.code(), |_| Code::Ok);
+        let code =
+            example.edge.greet(GREETER, Some(token), "Ada").await.map_or_else(|s| s.code(), |_| Code::Ok);
         ensure!(code == expected, "{code:?}");
         Ok(())
     })

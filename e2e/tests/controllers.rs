@@ -12,7 +12,10 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+        PostParams,
+    },
 };
 use peristyle::{config::Config, run};
 use peristyle_crds::v1alpha1::{EdgeClass, Service};
@@ -65,7 +68,8 @@ impl Bench {
         if let Some(operator) = self.operator.take() {
             operator.abort();
         }
-        let config = Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config;
+        let config =
+            Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config;
         // A client of its own: cutting off the operator must not cut off the test.
         let client = self.plane.client().await?;
         self.operator = Some(tokio::spawn(async move {
@@ -85,16 +89,24 @@ impl Bench {
 
     async fn apply(&self, name: &str, spec: serde_json::Value) -> Result<()> {
         let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
-        self.api::<Service>().patch(name, &PatchParams::apply("team").force(), &Patch::Apply(&object)).await?;
+        self.api::<Service>()
+            .patch(name, &PatchParams::apply("team").force(), &Patch::Apply(&object))
+            .await?;
         Ok(())
     }
 
-    async fn deployment(&self, name: &str, what: &str, condition: impl Fn(&Deployment) -> bool) -> Result<Deployment> {
+    async fn deployment(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&Deployment) -> bool,
+    ) -> Result<Deployment> {
         wait::object(&self.api::<Deployment>(), name, what, PATIENCE, condition).await
     }
 
     fn routes(&self) -> Api<DynamicObject> {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("traefik.io", "v1alpha1", "IngressRoute"));
+        let resource =
+            ApiResource::from_gvk(&GroupVersionKind::gvk("traefik.io", "v1alpha1", "IngressRoute"));
         Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
     }
 
@@ -106,7 +118,8 @@ impl Bench {
     async fn ready_reason(&self, name: &str) -> Result<(String, String)> {
         let service = self.api::<Service>().get(name).await?;
         let status = service.status.context("no status yet")?;
-        let ready = status.conditions.iter().find(|c| c.type_ == "Ready").context("no Ready condition yet")?;
+        let ready =
+            status.conditions.iter().find(|c| c.type_ == "Ready").context("no Ready condition yet")?;
         Ok((ready.reason.clone(), ready.message.clone()))
     }
 }
@@ -131,15 +144,38 @@ async fn what_is_edited_or_deleted_by_hand_is_restored_and_what_others_own_stays
 
     let edit = json!({"metadata": {"labels": {"team": "blue"}}, "spec": {"replicas": 7}});
     bench.api::<Deployment>().patch("orders", &PatchParams::default(), &Patch::Merge(edit)).await.unwrap();
-    let restored = bench.deployment("orders", "replicas are restored", |d| replicas(d) == Some(3)).await.unwrap();
-    assert_eq!(restored.labels().get("team").map(String::as_str), Some("blue"), "a label of others was removed");
+    let restored =
+        bench.deployment("orders", "replicas are restored", |d| replicas(d) == Some(3)).await.unwrap();
+    assert_eq!(
+        restored.labels().get("team").map(String::as_str),
+        Some("blue"),
+        "a label of others was removed"
+    );
 
     for delete in ["core service", "service account", "deployment"] {
         let params = DeleteParams::default();
         let uid = match delete {
-            "core service" => bench.api::<CoreService>().delete("orders", &params).await.unwrap().left().and_then(|o| o.uid()),
-            "service account" => bench.api::<ServiceAccount>().delete("orders", &params).await.unwrap().left().and_then(|o| o.uid()),
-            _ => bench.api::<Deployment>().delete("orders", &params).await.unwrap().left().and_then(|o| o.uid()),
+            "core service" => bench
+                .api::<CoreService>()
+                .delete("orders", &params)
+                .await
+                .unwrap()
+                .left()
+                .and_then(|o| o.uid()),
+            "service account" => bench
+                .api::<ServiceAccount>()
+                .delete("orders", &params)
+                .await
+                .unwrap()
+                .left()
+                .and_then(|o| o.uid()),
+            _ => bench
+                .api::<Deployment>()
+                .delete("orders", &params)
+                .await
+                .unwrap()
+                .left()
+                .and_then(|o| o.uid()),
         };
         wait::until(&format!("the {delete} is back"), PATIENCE, async || {
             let now = match delete {
@@ -176,13 +212,18 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
     assert_eq!(now.resource_version(), foreign.resource_version(), "the foreign object was written");
 
     bench.api::<Service>().delete("orders", &DeleteParams::default()).await.unwrap();
-    wait::until("the Service object is gone", PATIENCE, async || match bench.api::<Service>().get_opt("orders").await? {
-        None => Ok(()),
-        Some(_) => bail!("it is still there"),
+    wait::until("the Service object is gone", PATIENCE, async || {
+        match bench.api::<Service>().get_opt("orders").await? {
+            None => Ok(()),
+            Some(_) => bail!("it is still there"),
+        }
     })
     .await
     .unwrap();
-    assert!(bench.api::<CoreService>().get_opt("orders").await.unwrap().is_some(), "the foreign object was deleted");
+    assert!(
+        bench.api::<CoreService>().get_opt("orders").await.unwrap().is_some(),
+        "the foreign object was deleted"
+    );
 }
 
 #[tokio::test]
@@ -199,7 +240,10 @@ async fn a_removed_expose_removes_its_routes_and_a_protected_one_without_policy_
     .unwrap();
     for route in bench.routes().list(&ListParams::default()).await.unwrap() {
         let text = serde_json::to_string(&route.data).unwrap();
-        assert!(!text.contains("\"name\":\"orders\""), "a route reaches the workload without a policy: {text}");
+        assert!(
+            !text.contains("\"name\":\"orders\""),
+            "a route reaches the workload without a policy: {text}"
+        );
     }
     bench.apply("orders", json!({"image": "x:1"})).await.unwrap();
     wait::until("the routes are gone", PATIENCE, async || {
@@ -214,7 +258,10 @@ async fn a_removed_expose_removes_its_routes_and_a_protected_one_without_policy_
 #[tokio::test]
 async fn an_operator_that_starts_again_changes_nothing() {
     let mut bench = Bench::start().await.unwrap();
-    bench.apply("orders", json!({"image": "x:1", "expose": [{"name": "public", "auth": {"mode": "Public"}}]})).await.unwrap();
+    bench
+        .apply("orders", json!({"image": "x:1", "expose": [{"name": "public", "auth": {"mode": "Public"}}]}))
+        .await
+        .unwrap();
     bench.deployment("orders", "the Deployment exists", |_| true).await.unwrap();
     let versions = async || -> Result<Vec<Option<String>>> {
         let routes = bench.routes().list(&ListParams::default()).await?;
@@ -253,7 +300,10 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
     })
     .await
     .unwrap();
-    assert!(bench.api::<Deployment>().get_opt("orders").await.unwrap().is_none(), "pods that cannot start were made");
+    assert!(
+        bench.api::<Deployment>().get_opt("orders").await.unwrap().is_none(),
+        "pods that cannot start were made"
+    );
     let settings: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "settings"}})).unwrap();
     bench.api::<ConfigMap>().create(&PostParams::default(), &settings).await.unwrap();
     bench.deployment("orders", "the rollout goes on", |_| true).await.unwrap();

@@ -37,7 +37,10 @@ async fn all_objects_in_one_apply_converge_backwards_too_and_leave_with_their_na
 
     example.cluster.kubectl(&["delete", "namespace", ANOTHER, "--wait=false"]).await.unwrap();
     wait::until("the namespace is gone", Duration::from_secs(120), async || {
-        let left = example.cluster.kubectl(&["get", "namespace", ANOTHER, "--ignore-not-found", "-o", "yaml"]).await?;
+        let left = example
+            .cluster
+            .kubectl(&["get", "namespace", ANOTHER, "--ignore-not-found", "-o", "yaml"])
+            .await?;
         if !left.is_empty() {
             bail!("it is still there:\n{left}");
         }
@@ -45,7 +48,11 @@ async fn all_objects_in_one_apply_converge_backwards_too_and_leave_with_their_na
     })
     .await
     .unwrap();
-    let kept = stack::query(&example.cluster, "postgres", "select count(*) from pg_database where datname like 'demo_backwards%' or datname like 'demo-backwards%'");
+    let kept = stack::query(
+        &example.cluster,
+        "postgres",
+        "select count(*) from pg_database where datname like 'demo_backwards%' or datname like 'demo-backwards%'",
+    );
     assert_ne!(kept.await.unwrap(), "0", "reclaimPolicy Retain lost a database");
 }
 
@@ -56,7 +63,8 @@ async fn every_object_of_the_example_says_that_it_is_ready() {
     for name in ["greeter", "caller", "auth"] {
         assert!(shown.contains(name), "{shown}");
     }
-    let hostname = example.cluster.kubectl(&["get", "psvc", "greeter", "-n", NAMESPACE, "-o", "jsonpath={.status.url}"]);
+    let hostname =
+        example.cluster.kubectl(&["get", "psvc", "greeter", "-n", NAMESPACE, "-o", "jsonpath={.status.url}"]);
     assert_eq!(hostname.await.unwrap(), "http://greeter.demo.apps.localhost:8080");
 }
 
@@ -67,10 +75,18 @@ async fn render_prints_the_children_without_a_cluster_and_the_api_server_takes_t
     render.args(["render", "-n", "rendered", "-f", "examples/01-greeter"]).current_dir(e2e::workspace());
     render.env_clear();
     let children = command::output(&mut render).await.unwrap();
-    for kind in ["kind: Deployment", "kind: Service\n", "kind: ServiceAccount", "kind: Job", "kind: IngressRoute", "kind: Middleware"] {
+    for kind in [
+        "kind: Deployment",
+        "kind: Service\n",
+        "kind: ServiceAccount",
+        "kind: Job",
+        "kind: IngressRoute",
+        "kind: Middleware",
+    ] {
         assert!(children.contains(kind), "no {kind} in:\n{children}");
     }
-    let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rendered"}});
+    let namespace =
+        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rendered"}});
     let apply = ["apply", "--server-side", "-f", "-"];
     example.cluster.kubectl_with_input(&apply, &namespace.to_string()).await.unwrap();
     // As the operator: nobody else may set the label that the edge loads by.

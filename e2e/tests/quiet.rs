@@ -17,9 +17,12 @@ fn requests(state: &State, offset: u64) -> Result<Vec<String>> {
     let log = std::fs::read(state.log("audit")).context("the API server writes an audit log")?;
     let fresh = log.get(usize::try_from(offset)?..).unwrap_or_default();
     let operator = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:peristyle");
-    let entries = fresh.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let entries =
+        fresh.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let mut found: Vec<String> = entries
-        .filter(|entry| entry["user"]["username"] == operator.as_str() && entry["stage"] == "ResponseComplete")
+        .filter(|entry| {
+            entry["user"]["username"] == operator.as_str() && entry["stage"] == "ResponseComplete"
+        })
         .filter(|entry| entry["verb"] != "watch" && entry["objectRef"]["resource"] != "leases")
         .map(|entry| format!("{} {}", entry["verb"], entry["requestURI"]))
         .collect();

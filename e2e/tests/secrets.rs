@@ -26,12 +26,30 @@ fn text(secret: &Secret) -> BTreeMap<String, String> {
 }
 
 /// Logs in with the credentials of a Secret, from the server's pod.
-async fn log_in(example: &Example, credentials: &BTreeMap<String, String>, database: &str, sql: &str) -> Result<String> {
+async fn log_in(
+    example: &Example,
+    credentials: &BTreeMap<String, String>,
+    database: &str,
+    sql: &str,
+) -> Result<String> {
     let of = |key: &str| credentials.get(key).with_context(|| format!("the Secret has no {key}"));
     let uri = format!("postgresql://{}@{}:{}/{database}", of("username")?, of("host")?, of("port")?);
     let script = "read -r PGPASSWORD; export PGPASSWORD; exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
-    let arguments =
-        ["exec", "-i", "-n", SYSTEM_NAMESPACE, "postgres-0", "-c", "postgres", "--", "sh", "-c", script, &uri, sql];
+    let arguments = [
+        "exec",
+        "-i",
+        "-n",
+        SYSTEM_NAMESPACE,
+        "postgres-0",
+        "-c",
+        "postgres",
+        "--",
+        "sh",
+        "-c",
+        script,
+        &uri,
+        sql,
+    ];
     example.cluster.kubectl_with_input(&arguments, &format!("{}\n", of("password")?)).await
 }
 
@@ -42,15 +60,20 @@ async fn a_role_reaches_its_own_database_and_no_other() {
     let writer = all.iter().find(|s| s.name_any() == "greeter-db").expect("the greeter has credentials");
     let credentials = text(writer);
     let database = credentials["database"].clone();
-    let rows = log_in(&example, &credentials, &database, "select count(*) >= 0 from app.greetings").await.unwrap();
+    let rows =
+        log_in(&example, &credentials, &database, "select count(*) >= 0 from app.greetings").await.unwrap();
     assert_eq!(rows.trim(), "t", "the control: its own database");
 
     for other in ["demo_caller", "demo_auth"] {
-        let error = log_in(&example, &credentials, other, "select 1").await.expect_err("a foreign database opened");
+        let error =
+            log_in(&example, &credentials, other, "select 1").await.expect_err("a foreign database opened");
         assert!(format!("{error:#}").contains("permission denied for database"), "{error:#}");
     }
     let error = log_in(&example, &credentials, &database, "create table app.mine (a int)").await;
-    assert!(format!("{:#}", error.expect_err("a writer changed the schema")).contains("permission denied for schema"));
+    assert!(
+        format!("{:#}", error.expect_err("a writer changed the schema"))
+            .contains("permission denied for schema")
+    );
 }
 
 #[tokio::test]
@@ -59,7 +82,9 @@ async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
     let mut passwords = Vec::new();
     for namespace in [NAMESPACE, SYSTEM_NAMESPACE] {
         for secret in secrets(&example, namespace).await.unwrap() {
-            passwords.extend(text(&secret).remove("password").filter(|p| p.len() > 8).map(|p| (secret.name_any(), p)));
+            passwords.extend(
+                text(&secret).remove("password").filter(|p| p.len() > 8).map(|p| (secret.name_any(), p)),
+            );
         }
     }
     assert!(passwords.len() >= 7, "three writers, three owners and the administrator: {}", passwords.len());
@@ -68,7 +93,13 @@ async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
     let mut places = vec![(
         "objects and events".to_owned(),
         cluster
-            .kubectl(&["get", "-A", "-o", "yaml", "peristyle,events,configmaps,deployments,statefulsets,jobs,pods,services"])
+            .kubectl(&[
+                "get",
+                "-A",
+                "-o",
+                "yaml",
+                "peristyle,events,configmaps,deployments,statefulsets,jobs,pods,services",
+            ])
             .await
             .unwrap(),
     )];

@@ -3,7 +3,10 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    commands::{edge_errors, render},
+    commands::{
+        agent::{self, Agent},
+        edge_errors, render,
+    },
     config::Config,
     run,
 };
@@ -20,6 +23,8 @@ pub struct Cli {
 enum Command {
     /// Runs the operator.
     Run(Config),
+    /// Delivers rules or namespaces to the Oathkeeper or Keto beside it.
+    Agent(Agent),
     /// Prints the custom resource definitions.
     Crds,
     /// Prints what the operator would create for the objects in files; needs no cluster.
@@ -36,6 +41,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(config) => run::run(config).await,
+            Command::Agent(settings) => agent::run(settings).await,
             Command::Crds => {
                 for crd in peristyle_crds::crd::all() {
                     print!("---\n{}", serde_saphyr::to_string(&crd)?);

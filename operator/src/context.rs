@@ -11,6 +11,8 @@ use crate::{
 pub struct Context {
     /// Client of the API server.
     pub client: Client,
+    /// Client of everything else that speaks HTTP.
+    pub http: reqwest::Client,
     /// Settings.
     pub config: Config,
     /// Caches of all watched kinds.

@@ -16,6 +16,7 @@ pub mod context;
 pub mod controllers;
 pub mod edge;
 pub mod events;
+pub mod external;
 pub mod leader;
 pub mod metadata;
 pub mod metrics;

@@ -14,6 +14,7 @@ use crate::{
     context::Context,
     controllers,
     events::Events,
+    external::http,
     leader,
     metrics::Metrics,
     stores::Stores,
@@ -48,6 +49,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
     let ctx = Arc::new(Context {
         stores: Stores::start(&client, &config.namespace),
+        http: http::client()?,
         publications: Publications::default(),
         applier: Applier::new(client.clone()),
         events: Events::new(client.clone(), &config.identity),

@@ -56,7 +56,10 @@ pub enum Content {
     Text(String),
     Link(&'static str),
     /// A file of this machine. `identity` stands for its content.
-    File { path: PathBuf, identity: String },
+    File {
+        path: PathBuf,
+        identity: String,
+    },
 }
 
 impl Recipe {

@@ -37,8 +37,7 @@ pub fn pause() -> Result<Recipe> {
 /// # Errors
 /// When a root file system cannot be made or a file cannot be read.
 pub async fn substrate(programs: &Programs, progress: &Progress) -> Result<Vec<Recipe>> {
-    let (base, postgres) =
-        tokio::try_join!(rootfs::BASE.layer(progress), rootfs::POSTGRES.layer(progress))?;
+    let (base, postgres) = tokio::try_join!(rootfs::BASE.layer(progress), rootfs::POSTGRES.layer(progress))?;
     let mut recipes = vec![
         pause()?,
         Recipe {
@@ -107,7 +106,10 @@ pub fn skeleton() -> Result<Layer> {
         directory("etc/ssl", 0o755),
         directory("etc/ssl/certs", 0o755),
         directory("tmp", 0o1777),
-        text("etc/passwd", "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:10001:10001:nonroot:/tmp:/sbin/nologin\n"),
+        text(
+            "etc/passwd",
+            "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:10001:10001:nonroot:/tmp:/sbin/nologin\n",
+        ),
         text("etc/group", "root:x:0:\nnonroot:x:10001:\n"),
         text("etc/nsswitch.conf", "hosts: files dns\n"),
         Entry {
@@ -128,7 +130,8 @@ mod tests {
 
     #[test]
     fn an_image_is_named_after_the_build_of_its_program() {
-        let image = |file: &str| program_image(Component::Keto, Path::new(file)).unwrap().unwrap().reference();
+        let image =
+            |file: &str| program_image(Component::Keto, Path::new(file)).unwrap().unwrap().reference();
         assert_eq!(image("/a/keto-0123"), image("/b/keto-0123"));
         assert_ne!(image("/a/keto-0123"), image("/a/keto-4567"));
     }

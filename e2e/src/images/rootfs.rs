@@ -24,7 +24,8 @@ pub struct Rootfs {
 }
 
 /// What a dynamically linked Rust program needs.
-pub const BASE: Rootfs = Rootfs { name: "base", variant: "extract", packages: &["libc6", "libgcc-s1"], options: &[] };
+pub const BASE: Rootfs =
+    Rootfs { name: "base", variant: "extract", packages: &["libc6", "libgcc-s1"], options: &[] };
 
 /// PostgreSQL 15; its user `postgres` has uid 100 and gid 102. Two thirds of
 /// the packages are left out: translations, manuals and the compiler behind
@@ -55,7 +56,8 @@ impl Rootfs {
     /// When the packages cannot be fetched or unpacked.
     pub async fn layer(self, progress: &Progress) -> Result<Layer> {
         let suite = suite()?;
-        let parts = [&[suite.as_str(), self.variant, std::env::consts::ARCH], self.packages, self.options].concat();
+        let parts =
+            [&[suite.as_str(), self.variant, std::env::consts::ARCH], self.packages, self.options].concat();
         let identity = digest(parts.join(" ").as_bytes())[..12].to_owned();
         let path = cache_dir("rootfs")?.join(format!("{}-{identity}.tar", self.name));
         if !path.exists() {

@@ -82,6 +82,9 @@ mod tests {
 {"reason":"compiler-artifact","target":{"name":"platform"},"executable":null}
 {"reason":"build-finished","success":true}"#;
         let binaries = executables(messages);
-        assert_eq!(binaries.into_iter().collect::<Vec<_>>(), [("peristyle".to_owned(), "/t/peristyle".into())]);
+        assert_eq!(
+            binaries.into_iter().collect::<Vec<_>>(),
+            [("peristyle".to_owned(), "/t/peristyle".into())]
+        );
     }
 }

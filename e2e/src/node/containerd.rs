@@ -155,7 +155,9 @@ mod tests {
     fn everything_containerd_writes_is_below_the_state_directory() {
         let state = State::at(std::path::Path::new("/some/dir")).unwrap();
         let config = config(&state, "peristyle.local/pause:1", true);
-        for line in ["root = \"/some/dir/", "state = \"/some/dir/", "address = \"/some/dir/", "Root = \"/some/dir/"] {
+        for line in
+            ["root = \"/some/dir/", "state = \"/some/dir/", "address = \"/some/dir/", "Root = \"/some/dir/"]
+        {
             assert!(config.contains(line), "{line} in {config}");
         }
     }

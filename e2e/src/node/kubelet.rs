@@ -32,7 +32,8 @@ pub fn start(node: &Node<'_>, containerd: &Identity) -> Result<Identity> {
 /// A command line that runs in the namespaces of another process.
 pub fn inside(process: &Identity, command: &[String]) -> Vec<String> {
     let namespaces = format!("/proc/{}/ns", process.pid);
-    let enter = ["nsenter".to_owned(), format!("--net={namespaces}/net"), format!("--mount={namespaces}/mnt")];
+    let enter =
+        ["nsenter".to_owned(), format!("--net={namespaces}/net"), format!("--mount={namespaces}/mnt")];
     [&enter, command].concat()
 }
 

@@ -103,7 +103,8 @@ pub async fn check_ports(ports: &[u16]) -> Result<()> {
     for &port in ports {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err() {
             let filter = format!("sport = :{port}");
-            let sockets = command::output(Command::new("ss").args(["-Hltnp", &filter])).await.unwrap_or_default();
+            let sockets =
+                command::output(Command::new("ss").args(["-Hltnp", &filter])).await.unwrap_or_default();
             let owner = process_of(&sockets).unwrap_or_else(|| "a process of another user".to_owned());
             bail!(
                 "port {port} of 127.0.0.1 is taken by {owner}: end it, or name other ports with --publish (none: `--publish ''`)"

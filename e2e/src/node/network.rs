@@ -26,7 +26,9 @@ impl Network {
     /// When it is not a /16.
     pub fn new(block: Ipv4Net) -> Result<Self> {
         if block.prefix_len() != 16 || block.trunc() != block {
-            bail!("--network {block}: a network of 65536 addresses is needed, such as 10.{FIRST_CHOICE}.0.0/16");
+            bail!(
+                "--network {block}: a network of 65536 addresses is needed, such as 10.{FIRST_CHOICE}.0.0/16"
+            );
         }
         Ok(Self { block })
     }
@@ -72,9 +74,8 @@ impl Network {
 pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
     let routes = command::output(Command::new("ip").args(["-4", "route", "show", "table", "all"])).await?;
     let taken = destinations(&routes);
-    let overlap = |block: &Ipv4Net| {
-        taken.iter().copied().find(|route| route.contains(block) || block.contains(route))
-    };
+    let overlap =
+        |block: &Ipv4Net| taken.iter().copied().find(|route| route.contains(block) || block.contains(route));
     if let Some(block) = wanted {
         if let Some(route) = overlap(&block) {
             bail!("--network {block} overlaps the route {route} of this machine: choose another");
@@ -82,7 +83,10 @@ pub async fn choose(wanted: Option<Ipv4Net>) -> Result<Network> {
         return Network::new(block);
     }
     let block = candidates().find(|block| overlap(block).is_none());
-    Network::new(block.context("every network from 10.0.0.0/16 on overlaps a route: name a free one with --network")?)
+    Network::new(
+        block
+            .context("every network from 10.0.0.0/16 on overlaps a route: name a free one with --network")?,
+    )
 }
 
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
@@ -95,7 +99,10 @@ fn destinations(routes: &str) -> Vec<Ipv4Net> {
         let mut words = line.split_ascii_whitespace().peekable();
         // The kinds of routes that stand before the destination.
         words.next_if(|word| {
-            matches!(*word, "local" | "broadcast" | "unreachable" | "blackhole" | "prohibit" | "throw" | "unicast")
+            matches!(
+                *word,
+                "local" | "broadcast" | "unreachable" | "blackhole" | "prohibit" | "throw" | "unicast"
+            )
         });
         let word = words.next()?;
         word.parse().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))

@@ -30,6 +30,7 @@ pub fn start(node: &Node<'_>, containerd: &Identity) -> Result<Identity> {
         },
     });
     let config = state.write("kube-proxy.json", config.to_string())?;
-    let command = inside(containerd, &[state.text("bin/kube-proxy"), format!("--config={}", config.display())]);
+    let command =
+        inside(containerd, &[state.text("bin/kube-proxy"), format!("--config={}", config.display())]);
     daemon::start(state, "kube-proxy", &command)
 }

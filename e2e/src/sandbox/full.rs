@@ -72,7 +72,10 @@ pub(super) async fn up(
 async fn wait_for_containerd(state: &State) -> Result<()> {
     wait::until("containerd answers", PATIENCE, async || {
         daemon::check(state).map_err(wait::Never)?;
-        command::output(Command::new("ctr").arg("--address").arg(state.path("containerd.sock")).arg("version")).await
+        command::output(
+            Command::new("ctr").arg("--address").arg(state.path("containerd.sock")).arg("version"),
+        )
+        .await
     })
     .await?;
     Ok(())
@@ -107,7 +110,8 @@ fn is_ready(node: &NodeObject) -> bool {
 async fn start_dns(node: &Node<'_>, references: &References) -> Result<()> {
     let state = node.state;
     let image = references.get("coredns").context("there is no coredns image")?;
-    let manifest = MANIFEST.replace("${IMAGE}", image).replace("${CLUSTER_DNS}", &node.network.dns().to_string());
+    let manifest =
+        MANIFEST.replace("${IMAGE}", image).replace("${CLUSTER_DNS}", &node.network.dns().to_string());
     let mut kubectl = Command::new(state.program("kubectl"));
     kubectl.arg("--kubeconfig").arg(state.path("kubeconfig"));
     kubectl.args(["apply", "--server-side", "--filename", "-"]);

@@ -101,6 +101,8 @@ impl Publications {
             .publications
             .keys()
             .chain(next.publications.keys())
+            .chain(previous.refusals.keys())
+            .chain(next.refusals.keys())
             .filter(|key| is_changed(key))
             .cloned()
             .collect();

@@ -5,14 +5,13 @@ mod status;
 
 use std::{convert::Infallible, sync::Arc};
 
-use futures::{StreamExt, stream::BoxStream};
-use kube::runtime::reflector::{ObjectRef, Store};
+use futures::StreamExt;
 use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 
 use crate::{
     auth::world::Snapshot,
     context::Context,
-    controllers::auth_class::triggers::spec_changes,
+    controllers::auth_class::triggers::{all, spec_changes},
     reconcile::{self, Outcome},
     retry::{Class, Classified},
 };
@@ -34,20 +33,6 @@ pub async fn run(ctx: Arc<Context>) {
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
 }
 
-/// Every policy for every event. The queue keeps each once.
-fn all(
-    policies: &Store<AuthPolicy>,
-    events: BoxStream<'static, ()>,
-) -> BoxStream<'static, ObjectRef<AuthPolicy>> {
-    let policies = policies.clone();
-    events
-        .flat_map(move |()| {
-            let references: Vec<_> = policies.state().iter().map(|p| ObjectRef::from_obj(&**p)).collect();
-            futures::stream::iter(references)
-        })
-        .boxed()
-}
-
 /// Nothing here can fail.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
@@ -67,9 +52,5 @@ impl Classified for Never {
 async fn reconcile(policy: Arc<AuthPolicy>, ctx: Arc<Context>) -> Result<Outcome<AuthPolicyStatus>, Never> {
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
-    Ok(status::status(
-        &snapshot.world(&claims),
-        &ctx.publications,
-        &policy,
-    ))
+    Ok(status::status(&snapshot.world(&claims), &ctx.publications, &policy))
 }

@@ -60,9 +60,7 @@ pub fn client() -> reqwest::Result<Client> {
             .connect_timeout(Duration::from_secs(3))
             .timeout(CALL_DEADLINE)
     };
-    builder()
-        .build()
-        .or_else(|_| builder().tls_certs_only([]).build())
+    builder().build().or_else(|_| builder().tls_certs_only([]).build())
 }
 
 /// Turns a failed call into an [`Error`].
@@ -71,22 +69,12 @@ pub fn failed(method: &Method, url: &str, source: reqwest::Error) -> Error {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    Error::Call {
-        method: method.clone(),
-        url: url.to_owned(),
-        cause: cause.to_string(),
-        source,
-    }
+    Error::Call { method: method.clone(), url: url.to_owned(), cause: cause.to_string(), source }
 }
 
 /// Turns an answer that was not expected into an [`Error`].
 pub async fn unexpected(method: &Method, url: &str, answer: Response) -> Error {
     let status = answer.status();
     let body: String = answer.text().await.unwrap_or_default().chars().take(200).collect();
-    Error::Status {
-        method: method.clone(),
-        url: url.to_owned(),
-        status,
-        body,
-    }
+    Error::Status { method: method.clone(), url: url.to_owned(), status, body }
 }

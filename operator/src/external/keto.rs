@@ -79,20 +79,8 @@ struct Delta {
 
 impl From<&Tuple> for Wire {
     fn from(tuple: &Tuple) -> Self {
-        let Tuple {
-            namespace,
-            object,
-            relation,
-            subject,
-            subject_set,
-        } = tuple.clone();
-        Self {
-            namespace,
-            object,
-            relation,
-            subject_id: subject,
-            subject_set,
-        }
+        let Tuple { namespace, object, relation, subject, subject_set } = tuple.clone();
+        Self { namespace, object, relation, subject_id: subject, subject_set }
     }
 }
 
@@ -121,11 +109,7 @@ impl Keto {
     /// When the syntax API at `base` does not answer as it should.
     pub async fn check_syntax(&self, base: &str, model: &str) -> Result<Vec<SyntaxError>, Error> {
         let url = address(base, "/opl/syntax/check", &[])?;
-        let request = self
-            .0
-            .post(url.clone())
-            .header("content-type", "text/plain")
-            .body(model.to_owned());
+        let request = self.0.post(url.clone()).header("content-type", "text/plain").body(model.to_owned());
         let answer = send(Method::POST, &url, request, StatusCode::OK).await?;
         let syntax: Syntax = answer.json().await.map_err(|e| failed(&Method::POST, url.as_str(), e))?;
         Ok(syntax.errors)
@@ -178,17 +162,9 @@ impl Keto {
         delete: &BTreeSet<Tuple>,
     ) -> Result<(), Error> {
         let url = address(base, "/admin/relation-tuples", &[])?;
-        let delta = |action| {
-            move |tuple| Delta {
-                action,
-                relation_tuple: Wire::from(tuple),
-            }
-        };
-        let deltas: Vec<Delta> = insert
-            .iter()
-            .map(delta("insert"))
-            .chain(delete.iter().map(delta("delete")))
-            .collect();
+        let delta = |action| move |tuple| Delta { action, relation_tuple: Wire::from(tuple) };
+        let deltas: Vec<Delta> =
+            insert.iter().map(delta("insert")).chain(delete.iter().map(delta("delete"))).collect();
         let request = self.0.patch(url.clone()).json(&deltas);
         send(Method::PATCH, &url, request, StatusCode::NO_CONTENT).await?;
         Ok(())

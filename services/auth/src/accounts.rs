@@ -77,7 +77,11 @@ impl Accounts {
         Self { pool, tokens, cost, hashing: Arc::new(Semaphore::new(processors)) }
     }
 
-    pub(crate) async fn register(&self, username: &str, password: SecretString) -> Result<Account, AccountError> {
+    pub(crate) async fn register(
+        &self,
+        username: &str,
+        password: SecretString,
+    ) -> Result<Account, AccountError> {
         let username = credentials::username(username)?;
         credentials::check_password(&username, &password)?;
         let cost = self.cost;

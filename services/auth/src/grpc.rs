@@ -7,9 +7,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     accounts::{AccountError, Accounts},
-    v1::{
-        LoginRequest, LoginResponse, RegisterRequest, RegisterResponse, auth_service_server::AuthService,
-    },
+    v1::{LoginRequest, LoginResponse, RegisterRequest, RegisterResponse, auth_service_server::AuthService},
 };
 
 pub(crate) struct Auth(pub(crate) Arc<Accounts>);
@@ -29,7 +27,10 @@ impl From<AccountError> for Status {
 
 #[tonic::async_trait]
 impl AuthService for Auth {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
         let RegisterRequest { username, password } = request.into_inner();
         let account = self.0.register(&username, SecretString::from(password)).await?;
         Ok(Response::new(RegisterResponse { user_id: account.id.to_string(), username: account.username }))

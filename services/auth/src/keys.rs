@@ -127,7 +127,11 @@ fn ring(keys: &[SecretSlice<u8>]) -> Result<KeyRing, KeyError> {
     let public: Vec<Jwk> = keys.iter().map(public).collect::<Result<_, _>>()?;
     let signing = keys.first().ok_or(KeyError::Key)?;
     let kid = public.first().and_then(|jwk| jwk.common.key_id.clone()).ok_or(KeyError::Key)?;
-    Ok(KeyRing { signing: EncodingKey::from_rsa_der(signing.expose_secret()), kid, public: JwkSet { keys: public } })
+    Ok(KeyRing {
+        signing: EncodingKey::from_rsa_der(signing.expose_secret()),
+        kid,
+        public: JwkSet { keys: public },
+    })
 }
 
 #[cfg(test)]

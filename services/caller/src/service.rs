@@ -61,7 +61,8 @@ impl CallerService for Caller {
         request: Request<CallExternalRequest>,
     ) -> Result<Response<CallExternalResponse>, Status> {
         let url = Url::parse(&request.get_ref().url).map_err(|_| status(&Refusal::Malformed.into()))?;
-        let subject = request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
+        let subject =
+            request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
         let id = self.begin(&url, subject).await.map_err(|error| database::status(&error))?;
         let result = self.fetcher.fetch(&url).await;
         self.end(id, &result).await.map_err(|error| database::status(&error))?;

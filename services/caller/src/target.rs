@@ -93,7 +93,8 @@ fn parse(item: &str) -> Option<Entry> {
     let url = Url::parse(&format!("http://{item}/")).ok()?;
     let Some(Host::Domain(host)) = url.host() else { return None };
     let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
-    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+    let bare =
+        url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
     let written = item.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
     match written {
         _ if !(plain && bare) => None,
@@ -234,8 +235,11 @@ mod tests {
     #[test]
     fn internal_addresses_are_for_internal_hosts_and_metadata_for_nobody() {
         let list = list("example.com", "inside.svc");
-        let (public, private, metadata) =
-            ("93.184.216.34".parse().unwrap(), "10.0.0.1".parse().unwrap(), "169.254.169.254".parse().unwrap());
+        let (public, private, metadata) = (
+            "93.184.216.34".parse().unwrap(),
+            "10.0.0.1".parse().unwrap(),
+            "169.254.169.254".parse().unwrap(),
+        );
         assert_eq!(list.check_addresses("example.com", &[public]), Ok(()));
         assert_eq!(list.check_addresses("example.com", &[public, private]), Err(Refusal::Address));
         assert_eq!(list.check_addresses("inside.svc", &[private]), Ok(()));

@@ -6,7 +6,10 @@ mod service;
 
 use std::sync::Arc;
 
-use platform::{ConfigError, Database, Env, Module, upstream::{self, Upstream}};
+use platform::{
+    ConfigError, Database, Env, Module,
+    upstream::{self, Upstream},
+};
 use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 

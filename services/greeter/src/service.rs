@@ -4,7 +4,12 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use caller::v1::{CallExternalRequest, CallExternalResponse, caller_service_client::CallerServiceClient};
 use futures::{Stream, StreamExt, stream};
-use platform::{database, observe::Subject, trace_context, upstream::{self, Upstream}};
+use platform::{
+    database,
+    observe::Subject,
+    trace_context,
+    upstream::{self, Upstream},
+};
 use serde_json::json;
 use sqlx::PgPool;
 use tonic::{Request, Response, Status};
@@ -54,7 +59,8 @@ impl Greeter {
         let message = locale.parts(name).concat();
         let external = self.call_external(request).await;
         let trace_id = trace_context::trace_id(&Span::current());
-        let subject = request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
+        let subject =
+            request.extensions().get::<Subject>().map(Subject::get).filter(|subject| !subject.is_empty());
         sqlx::query(
             "insert into greetings (id, name, message, subject, external_status, external_body_length, context)
              values ($1, $2, $3, $4, $5, $6, $7)",
@@ -122,7 +128,10 @@ impl v2::greeter_service_server::GreeterService for Greeter {
 
     type GreetStreamStream = Parts;
 
-    async fn greet_stream(&self, request: Request<v2::GreetStreamRequest>) -> Result<Response<Parts>, Status> {
+    async fn greet_stream(
+        &self,
+        request: Request<v2::GreetStreamRequest>,
+    ) -> Result<Response<Parts>, Status> {
         let asked = request.get_ref();
         let locale = Locale::from_tag(&asked.locale);
         let greeting = self.greet(&request, &asked.name, locale, "v2").await?;

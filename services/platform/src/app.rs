@@ -56,15 +56,14 @@ impl Settings {
     /// When a variable is wrong.
     pub fn from_env(env: &Env, http: bool) -> Result<Self, ConfigError> {
         let port = |name, default| env.or(name, default, "a port number from 0 to 65535");
-        let grpc_port = if http { port("GRPC_PORT", 50051) } else { port("GRPC_PORT", port("PORT", 50051)?) }?;
+        let grpc_port =
+            if http { port("GRPC_PORT", 50051) } else { port("GRPC_PORT", port("PORT", 50051)?) }?;
         Ok(Self {
             grpc_port,
             http_port: port("PORT", 8080)?,
             metrics_port: port("METRICS_PORT", 9090)?,
             access_log: Policy {
-                mode: env
-                    .parse::<Mode>("ACCESS_LOG", "All, Abnormal or Off")?
-                    .unwrap_or(Mode::All),
+                mode: env.parse::<Mode>("ACCESS_LOG", "All, Abnormal or Off")?.unwrap_or(Mode::All),
                 slow: env.duration("ACCESS_LOG_SLOW", Duration::from_secs(1))?,
             },
             request_timeout: env.duration("REQUEST_TIMEOUT", Duration::from_secs(30))?,
@@ -80,9 +79,18 @@ pub enum AppError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot listen on port {port} ({variable})")]
-    Listen { variable: &'static str, port: u16, #[source] source: std::io::Error },
+    Listen {
+        variable: &'static str,
+        port: u16,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the descriptors of module {module} are broken")]
-    Descriptors { module: &'static str, #[source] source: prost::DecodeError },
+    Descriptors {
+        module: &'static str,
+        #[source]
+        source: prost::DecodeError,
+    },
     #[error("reflection cannot be built")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -120,7 +128,11 @@ impl App {
             let own = module::methods(module.descriptors)
                 .map_err(|source| AppError::Descriptors { module: module.name, source })?;
             reflection = reflection.register_encoded_file_descriptor_set(module.descriptors);
-            checked.push(Checked { name: module.name, services: services(&own), database: module.database.clone() });
+            checked.push(Checked {
+                name: module.name,
+                services: services(&own),
+                database: module.database.clone(),
+            });
             methods.extend(own);
             pools.push((module.name, module.database.pool));
             public.extend(module.public);
@@ -144,14 +156,18 @@ impl App {
 
         // Health is exempt from the limit: a busy process is not a dead one.
         let grpc = limit(grpc, settings.max_concurrent, |status: Status| status.into_http())
-            .merge(Routes::new(health).add_service(reflection.build_v1()?).into_axum_router().reset_fallback())
+            .merge(
+                Routes::new(health).add_service(reflection.build_v1()?).into_axum_router().reset_fallback(),
+            )
             .fallback(|| async { Status::unimplemented("no such method").into_http::<Body>() })
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
                 log_panic(&*panic);
                 Status::internal("internal error").into_http::<Body>()
             }));
         let grpc = match verifier {
-            Some(verifier) => grpc.layer(from_fn_with_state(Arc::new(verifier.with_public(public)), jwt::require)),
+            Some(verifier) => {
+                grpc.layer(from_fn_with_state(Arc::new(verifier.with_public(public)), jwt::require))
+            }
             None => grpc,
         };
         let grpc = grpc
@@ -245,15 +261,15 @@ fn services(methods: &HashMap<String, Method>) -> Vec<String> {
 }
 
 fn log_panic(panic: &(dyn Any + Send)) {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(panic = text.unwrap_or("no message"), "a handler panicked");
 }
 
 async fn expose(State(metrics): State<Metrics>) -> Response {
     match metrics.encode() {
-        Ok(text) => {
-            ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
-        }
+        Ok(text) => ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

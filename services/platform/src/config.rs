@@ -41,7 +41,9 @@ impl Env {
     /// The variables of this process that are valid UTF-8.
     #[must_use]
     pub fn from_process() -> Self {
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+        std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect()
     }
 
     /// The trimmed value, or `None` when unset or empty.

@@ -12,7 +12,8 @@ use tonic::Status;
 
 use crate::config::{ConfigError, Env};
 
-const EXPECTED_URL: &str = "a PostgreSQL URI such as postgres://user:password@host:5432/database?sslmode=prefer";
+const EXPECTED_URL: &str =
+    "a PostgreSQL URI such as postgres://user:password@host:5432/database?sslmode=prefer";
 /// How long a readiness check may take.
 const CHECK: Duration = Duration::from_secs(1);
 /// How long a migration waits for a database that does not answer yet.
@@ -64,7 +65,8 @@ impl Database {
     /// When a variable is missing or wrong.
     pub fn from_env(env: &Env, module: &str, migrator: &'static Migrator) -> Result<Self, ConfigError> {
         let statement = env.duration("DB_STATEMENT_TIMEOUT", Duration::from_secs(5))?;
-        let options = options(env, module)?.options([("statement_timeout", statement.as_millis().to_string())]);
+        let options =
+            options(env, module)?.options([("statement_timeout", statement.as_millis().to_string())]);
         let pool = PgPoolOptions::new()
             .max_connections(env.or("DB_POOL_MAX", 10, "a number of connections")?)
             .acquire_timeout(env.duration("DB_ACQUIRE_TIMEOUT", Duration::from_secs(2))?)
@@ -79,7 +81,8 @@ impl Database {
     /// # Errors
     /// [`DatabaseError::Unreachable`] or [`DatabaseError::Outdated`].
     pub async fn check(&self) -> Result<(), DatabaseError> {
-        let query = sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success");
+        let query =
+            sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success");
         let found = match tokio::time::timeout(CHECK, query.fetch_one(&self.pool)).await {
             Err(_) => Err(DatabaseError::Unreachable(sqlx::Error::PoolTimedOut)),
             Ok(Err(error)) if sql_state(&error).as_deref() == Some("42P01") => Ok(0),
@@ -101,7 +104,9 @@ pub async fn migrate(options: &PgConnectOptions, migrator: &Migrator) -> Result<
     let mut connection = loop {
         match PgConnection::connect_with(options).await {
             Ok(connection) => break connection,
-            Err(error) if tokio::time::Instant::now() >= give_up => return Err(DatabaseError::Unreachable(error)),
+            Err(error) if tokio::time::Instant::now() >= give_up => {
+                return Err(DatabaseError::Unreachable(error));
+            }
             Err(error) => tracing::warn!(%error, "the database does not answer yet"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -170,7 +175,12 @@ mod tests {
         ]);
         assert_eq!(options(&env, "greeter").unwrap().get_host(), "one");
         assert_eq!(options(&env, "caller").unwrap().get_host(), "two");
-        assert!(options(&Env::default(), "caller").unwrap_err().to_string().starts_with("DATABASE_URL is missing"));
+        assert!(
+            options(&Env::default(), "caller")
+                .unwrap_err()
+                .to_string()
+                .starts_with("DATABASE_URL is missing")
+        );
     }
 
     #[test]

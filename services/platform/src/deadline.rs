@@ -36,7 +36,8 @@ impl Deadline {
 /// `INVALID_ARGUMENT` when the header is malformed.
 pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let malformed = || Status::invalid_argument("grpc-timeout is malformed: expected digits and a unit, as in 200m");
+    let malformed =
+        || Status::invalid_argument("grpc-timeout is malformed: expected digits and a unit, as in 200m");
     value.to_str().ok().and_then(parse).map(Some).ok_or_else(malformed)
 }
 
@@ -73,9 +74,8 @@ pub(crate) async fn enforce(State(longest): State<Duration>, mut request: Reques
         Err(_) => exceeded().into_http(),
         Ok(response) => match stream_until {
             None => response,
-            Some(end) => {
-                response.map(|inner| Body::new(TimedBody { inner, timer: Box::pin(sleep_until(end)), over: false }))
-            }
+            Some(end) => response
+                .map(|inner| Body::new(TimedBody { inner, timer: Box::pin(sleep_until(end)), over: false })),
         },
     }
 }

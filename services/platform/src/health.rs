@@ -97,7 +97,10 @@ impl Readiness {
     /// wrong.
     pub fn routes(&self) -> Router {
         let faults = self.faults.subscribe();
-        Router::new().route("/healthz", get(|| async { "ok" })).route("/readyz", get(readyz)).with_state(faults)
+        Router::new()
+            .route("/healthz", get(|| async { "ok" }))
+            .route("/readyz", get(readyz))
+            .with_state(faults)
     }
 }
 

@@ -168,7 +168,9 @@ impl Verifier {
     }
 
     fn is_public(&self, path: &str) -> bool {
-        ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"].iter().any(|open| path.starts_with(open))
+        ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"]
+            .iter()
+            .any(|open| path.starts_with(open))
             || self.public.iter().any(|open| path.starts_with(open))
     }
 
@@ -181,7 +183,11 @@ impl Verifier {
 }
 
 /// Refuses calls without a valid token.
-pub(crate) async fn require(State(verifier): State<Arc<Verifier>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn require(
+    State(verifier): State<Arc<Verifier>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     if !verifier.is_public(request.uri().path()) {
         let verified = match verifier.verify(request.headers()).await {
             Ok(verified) => verified,

@@ -109,7 +109,9 @@ impl Metrics {
 
     fn labels(&self, path: &str) -> RpcLabels {
         match self.methods.get(path) {
-            Some(Method { service, method }) => RpcLabels { service: service.clone(), method: method.clone() },
+            Some(Method { service, method }) => {
+                RpcLabels { service: service.clone(), method: method.clone() }
+            }
             None => RpcLabels { service: "unknown".into(), method: "unknown".into() },
         }
     }
@@ -151,7 +153,12 @@ impl Collector for Gauges {
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let tasks = ConstGauge::new(count(runtime.metrics().num_alive_tasks()));
-            tasks.encode(encoder.encode_descriptor("tokio_alive_tasks", "Tasks not finished", None, family)?)?;
+            tasks.encode(encoder.encode_descriptor(
+                "tokio_alive_tasks",
+                "Tasks not finished",
+                None,
+                family,
+            )?)?;
             let workers = ConstGauge::new(count(runtime.metrics().num_workers()));
             workers.encode(encoder.encode_descriptor("tokio_workers", "Worker threads", None, family)?)?;
         }

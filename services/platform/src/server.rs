@@ -61,7 +61,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
                 request
             })
             .service(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

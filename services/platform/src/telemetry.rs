@@ -6,7 +6,10 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{EnvFilter, Layer, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{access_log, config::{ConfigError, Env}};
+use crate::{
+    access_log,
+    config::{ConfigError, Env},
+};
 
 /// What logs and traces need to know.
 #[derive(Clone, Debug)]
@@ -87,7 +90,8 @@ where
     let resource = Resource::builder().with_service_name(settings.service_name.clone()).build();
     let mut provider = SdkTracerProvider::builder().with_resource(resource);
     if let Some(endpoint) = &settings.endpoint {
-        let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+        let exporter =
+            opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
         provider = provider.with_batch_exporter(exporter);
     }
     let provider = provider.build();

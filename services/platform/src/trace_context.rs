@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn without_a_valid_parent_a_trace_starts() {
-        for parent in [None, Some("00-nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01")]
+        for parent in
+            [None, Some("00-nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01")]
         {
             let (trace, outgoing) = served(parent);
             assert_ne!(trace, "0".repeat(32));

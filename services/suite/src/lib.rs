@@ -76,5 +76,7 @@ pub async fn bind(env: &Env, names: &[Name]) -> Result<App> {
 /// When the database does not answer or a migration fails.
 pub async fn migrate(env: &Env, name: Name) -> Result<()> {
     let options = database::options(env, name.as_str())?;
-    database::migrate(&options, name.migrator()).await.with_context(|| format!("cannot migrate {}", name.as_str()))
+    database::migrate(&options, name.migrator())
+        .await
+        .with_context(|| format!("cannot migrate {}", name.as_str()))
 }

@@ -49,10 +49,15 @@ async fn run(command: Command) -> Result<()> {
                 }
             })
             .await;
-            tokio::task::spawn_blocking(move || provider.shutdown()).await?.context("cannot flush the last spans")
+            tokio::task::spawn_blocking(move || provider.shutdown())
+                .await?
+                .context("cannot flush the last spans")
         }
         Command::Migrate { module } => {
-            telemetry::install(&telemetry::Settings::from_env(&env, &format!("{}-migrate", module.as_str())))?;
+            telemetry::install(&telemetry::Settings::from_env(
+                &env,
+                &format!("{}-migrate", module.as_str()),
+            ))?;
             suite::migrate(&env, module).await
         }
     }

@@ -19,7 +19,11 @@ use crate::{
 };
 
 /// How `policy` stands.
-pub fn status(world: &World<'_>, publications: &Publications, policy: &AuthPolicy) -> Outcome<AuthPolicyStatus> {
+pub fn status(
+    world: &World<'_>,
+    publications: &Publications,
+    policy: &AuthPolicy,
+) -> Outcome<AuthPolicyStatus> {
     let key = PolicyKey::of(policy);
     let before = policy.status.clone().unwrap_or_default();
     let compiled = world.class(policy).and_then(|class| {
@@ -38,16 +42,17 @@ pub fn status(world: &World<'_>, publications: &Publications, policy: &AuthPolic
     }
 }
 
-fn rejected(policy: &AuthPolicy, before: &AuthPolicyStatus, rejection: &Rejection) -> Outcome<AuthPolicyStatus> {
+fn rejected(
+    policy: &AuthPolicy,
+    before: &AuthPolicyStatus,
+    rejection: &Rejection,
+) -> Outcome<AuthPolicyStatus> {
     let programmed = Finding {
         condition: types::PROGRAMMED,
         message: "the policy is not accepted; its routes are withheld".to_owned(),
         ..rejection.finding()
     };
-    let status = AuthPolicyStatus {
-        tuples: count(policy, before, None),
-        ..AuthPolicyStatus::default()
-    };
+    let status = AuthPolicyStatus { tuples: count(policy, before, None), ..AuthPolicyStatus::default() };
     Outcome::new(status, vec![rejection.finding(), programmed])
 }
 
@@ -65,11 +70,7 @@ fn accepted(
     let mut findings = vec![if compiled.territory.missing.is_empty() {
         Finding::good(types::ACCEPTED, "the policy compiles")
     } else {
-        Finding::waiting(
-            types::ACCEPTED,
-            Reason::TargetNotFound,
-            compiled.territory.not_found(),
-        )
+        Finding::waiting(types::ACCEPTED, Reason::TargetNotFound, compiled.territory.not_found())
     }];
     let tuples = count(policy, before, count_of(&publication));
     let was_live = before.compiled_hash.as_deref() == Some(&compiled.hash)
@@ -121,8 +122,6 @@ fn count(policy: &AuthPolicy, before: &AuthPolicyStatus, applied: Option<usize>)
         || before.tuples.as_ref().map_or(0, |count| count.applied),
         |applied| i32::try_from(applied).unwrap_or(i32::MAX),
     );
-    (declared > 0 || applied > 0).then(|| TupleCount {
-        declared: i32::try_from(declared).unwrap_or(i32::MAX),
-        applied,
-    })
+    (declared > 0 || applied > 0)
+        .then(|| TupleCount { declared: i32::try_from(declared).unwrap_or(i32::MAX), applied })
 }

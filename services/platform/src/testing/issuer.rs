@@ -88,7 +88,11 @@ impl Issuer {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        tokio::spawn(server::serve(listener, Router::new().route("/jwks", get(answer)), CancellationToken::new()));
+        tokio::spawn(server::serve(
+            listener,
+            Router::new().route("/jwks", get(answer)),
+            CancellationToken::new(),
+        ));
         (addr, fetched)
     }
 }

@@ -40,7 +40,8 @@ static BUFFER: OnceLock<Buffer> = OnceLock::new();
 pub fn install() {
     BUFFER.get_or_init(|| {
         let buffer = Buffer::default();
-        let (subscriber, _provider) = telemetry::subscriber(&telemetry::Settings::default(), buffer.clone()).unwrap();
+        let (subscriber, _provider) =
+            telemetry::subscriber(&telemetry::Settings::default(), buffer.clone()).unwrap();
         subscriber.try_init().unwrap();
         buffer
     });

@@ -151,7 +151,11 @@ fn command(program: &Path) -> Command {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.arg(format!("--reuid={ACCOUNT}")).arg(format!("--regid={ACCOUNT}")).arg("--clear-groups").arg("--");
+    command
+        .arg(format!("--reuid={ACCOUNT}"))
+        .arg(format!("--regid={ACCOUNT}"))
+        .arg("--clear-groups")
+        .arg("--");
     command.arg(program).current_dir("/");
     command
 }

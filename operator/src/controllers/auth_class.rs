@@ -1,0 +1,169 @@
+//! AuthClasses: publishes the models, tuples and rules of all accepted
+//! policies, and tells which of them every Oathkeeper pod has confirmed.
+//!
+//! Order: models → namespaces visible → tuples → rules → confirmation. Each
+//! part is taken back in the same way when its policy is gone, because what is
+//! published is always computed from the policies that exist now; only tuples
+//! need a record of what was ours.
+
+mod config_maps;
+mod pods;
+mod progress;
+mod relations;
+mod rules;
+mod status;
+pub mod triggers;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use peristyle_crds::{
+    condition::{Reason, types},
+    names::AUTH_CLASS_LABEL,
+    v1alpha1::{AuthClass, AuthClassStatus},
+};
+
+use self::progress::Memory;
+use crate::{
+    apply,
+    auth::{evidence, publications::Publication, relations::Refusals, world::Snapshot},
+    conditions::Finding,
+    context::Context,
+    external::{keto::Keto, oathkeeper::Oathkeeper},
+    metadata::Owner,
+    reconcile::{self, Outcome},
+    retry::{self, Class, Classified},
+};
+
+/// First and longest wait before an unconfirmed class is looked at again.
+const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+
+/// The clients of the systems behind a class.
+#[derive(Clone)]
+struct Clients {
+    keto: Keto,
+    oathkeeper: Oathkeeper,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+    #[error("failed to read ConfigMap {name}: {source}")]
+    Read { name: String, source: Box<kube::Error> },
+    #[error("ConfigMap {name}: {source}; it was edited by hand, restore or delete it")]
+    Record { name: String, source: serde_json::Error },
+}
+
+impl Classified for Error {
+    fn class(&self) -> Class {
+        match self {
+            Self::Apply(error) => error.class(),
+            Self::Read { source, .. } => retry::classify(source),
+            Self::Record { .. } => Class::Terminal,
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Apply(error) => error.reason(),
+            Self::Read { .. } => retry::reason(self.class()),
+            Self::Record { .. } => Reason::Invalid,
+        }
+    }
+
+    fn condition(&self) -> &'static str {
+        types::PUBLISHED
+    }
+}
+
+/// Runs the controller until the process ends.
+pub async fn run(ctx: Arc<Context>) {
+    let clients =
+        Clients { keto: Keto::new(ctx.http.clone()), oathkeeper: Oathkeeper::new(ctx.http.clone()) };
+    let memory = Arc::new(Memory::default());
+    let stores = &ctx.stores;
+    let classes = stores.auth_classes.store();
+    let children = stores.config_maps.changes().filter_map(async |config_map| {
+        let class = config_map.labels().get(AUTH_CLASS_LABEL)?;
+        Some(ObjectRef::<AuthClass>::new(class))
+    });
+    let triggers = vec![
+        children.boxed(),
+        triggers::all(classes, triggers::spec_changes(&stores.auth_policies)),
+        triggers::all(classes, triggers::spec_changes(&stores.services)),
+        triggers::all(classes, triggers::spec_changes(&stores.edge_classes)),
+        triggers::all(classes, stores.namespaces.changes().map(drop).boxed()),
+        triggers::pods(classes, &stores.system_endpoint_slices),
+    ];
+    reconcile::run(ctx.clone(), &stores.auth_classes, triggers, move |class, ctx| {
+        reconcile(class, ctx, clients.clone(), memory.clone())
+    })
+    .await;
+}
+
+async fn reconcile(
+    class: Arc<AuthClass>,
+    ctx: Arc<Context>,
+    clients: Clients,
+    memory: Arc<Memory>,
+) -> Result<Outcome<AuthClassStatus>, Error> {
+    let uid = class.uid().unwrap_or_default();
+    if let Some(finding) = misplaced(&class, &ctx.config.namespace) {
+        ctx.publications.replace(&uid, BTreeMap::new(), Refusals::new());
+        return Ok(Outcome::new(AuthClassStatus::default(), vec![finding]));
+    }
+    let progress = memory.of(&uid);
+    let mut progress = progress.lock().await;
+    let owner = Owner::new(&*class, &ctx.config.namespace, AUTH_CLASS_LABEL);
+
+    let snapshot = Snapshot::take(&ctx.stores);
+    let claims = snapshot.claims();
+    let world = snapshot.world(&claims);
+    let relations::Published { plan, refusals, keto } =
+        relations::publish(&ctx, &clients.keto, &owner, &class, &world, &mut progress).await?;
+    let rules = rules::publish(&ctx, &clients.oathkeeper, &owner, &class, &mut progress, &plan).await?;
+
+    let before = ctx.publications.of_class(&uid);
+    let answers: Vec<evidence::Answer> = rules.pods.iter().map(|pod| pod.answer.clone()).collect();
+    let mut publications = BTreeMap::new();
+    for (key, compiled) in &plan.policies {
+        let Ok(compiled) = compiled else { continue };
+        let was_published = compiled.rules.iter().all(|rule| rules.previous.contains(&rule.id));
+        let blocked = keto.blocks(compiled.asks_keto || plan.tuples.contains_key(key));
+        let evidence = evidence::weigh(key, compiled, &answers);
+        let publication = Publication {
+            hash: compiled.hash.clone(),
+            standing: evidence::stand(before.get(key), compiled, was_published, blocked, evidence),
+            tuples: keto.applied(plan.tuples.get(key)),
+        };
+        publications.insert(key.clone(), publication);
+    }
+    ctx.publications.replace(&uid, publications, refusals);
+
+    let (status, finding) = status::status(&plan, &rules, &keto);
+    let is_settled = status::is_settled(&rules, &keto);
+    let mut outcome = Outcome::new(status, vec![finding]);
+    outcome.requeue = progress.wait(is_settled, POLL);
+    Ok(outcome)
+}
+
+/// A class whose Oathkeeper is not beside the operator. Its pods would not be
+/// seen, and its ConfigMaps not be ours to write.
+fn misplaced(class: &AuthClass, namespace: &str) -> Option<Finding> {
+    let oathkeeper = &class.spec.oathkeeper.namespace;
+    let keto = &class.spec.keto.namespaces_config_map.namespace;
+    let (field, value) = if oathkeeper != namespace {
+        ("oathkeeper.namespace", oathkeeper)
+    } else if keto != namespace {
+        ("keto.namespacesConfigMap.namespace", keto)
+    } else {
+        return None;
+    };
+    Some(Finding::stalled(
+        types::PUBLISHED,
+        Reason::Invalid,
+        format!("spec.{field}: {value:?} is not the operator's namespace; use {namespace:?}"),
+    ))
+}

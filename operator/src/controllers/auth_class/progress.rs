@@ -1,0 +1,82 @@
+//! What the controller knows of each class without asking again.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use peristyle_crds::v1alpha1::auth_policy::Tuple;
+
+use super::pods::Pod;
+use crate::{
+    auth::{key::PolicyKey, model::NamespacesFile, relations::Refusals},
+    backoff::jitter,
+};
+
+/// One [`Progress`] per class, by UID.
+#[derive(Default)]
+pub struct Memory(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Progress>>>>);
+
+impl Memory {
+    /// The progress of a class.
+    pub fn of(&self, uid: &str) -> Arc<tokio::sync::Mutex<Progress>> {
+        let mut classes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        classes.entry(uid.to_owned()).or_default().clone()
+    }
+}
+
+/// What was done for one class and has been seen to hold.
+#[derive(Default)]
+pub struct Progress {
+    /// ConfigMaps by name, as last written.
+    pub written: HashMap<String, Written>,
+    /// Models as last checked by Keto.
+    pub checked: Option<Checked>,
+    /// What Keto has.
+    pub relations: Option<Brought>,
+    /// Pods that have loaded exactly these rules.
+    pub confirmed: HashMap<Pod, BTreeSet<String>>,
+    /// Looks in a row that left something open.
+    waits: u32,
+}
+
+/// A ConfigMap as it was after our last write.
+pub struct Written {
+    /// The content of its one key.
+    pub content: String,
+    /// Its resource version.
+    pub version: Option<String>,
+}
+
+/// A syntax check of all models together.
+pub struct Checked {
+    /// What was checked.
+    pub sources: Vec<(PolicyKey, String)>,
+    /// Models that were refused.
+    pub refusals: Refusals,
+}
+
+/// What was brought to Keto.
+pub struct Brought {
+    /// Its namespaces.
+    pub file: NamespacesFile,
+    /// The tuples of all policies.
+    pub tuples: BTreeSet<Tuple>,
+    /// What is recorded as ours: those, and any that could not be deleted.
+    pub record: BTreeSet<Tuple>,
+}
+
+impl Progress {
+    /// When to look again: soon and then less often while something is open,
+    /// not at all when everything is settled.
+    pub fn wait(&mut self, is_settled: bool, (first, last): (Duration, Duration)) -> Option<Duration> {
+        if is_settled {
+            self.waits = 0;
+            return None;
+        }
+        let delay = first.saturating_mul(1 << self.waits.min(10)).min(last);
+        self.waits += 1;
+        Some(jitter(delay))
+    }
+}

@@ -1,0 +1,110 @@
+//! Rules into Oathkeeper, and back from every pod.
+
+use std::collections::BTreeSet;
+
+use futures::{StreamExt, stream};
+use peristyle_crds::v1alpha1::AuthClass;
+use serde::Deserialize;
+
+use super::{
+    Error,
+    config_maps::{self, Slot},
+    pods::{self, Pod},
+    progress::Progress,
+};
+use crate::{
+    auth::{evidence::Answer, plan::Plan},
+    context::Context,
+    external::oathkeeper::Oathkeeper,
+    metadata::Owner,
+};
+
+/// Key of the rules in their ConfigMap.
+const KEY: &str = "rules.json";
+/// Pods asked at the same time.
+const PARALLEL: usize = 8;
+
+/// The rules as published and as the pods have them.
+pub struct Rules {
+    /// Ids that stood in the file before this pass.
+    pub previous: BTreeSet<String>,
+    /// Ids that stand there now.
+    pub ids: BTreeSet<String>,
+    /// What each ready pod has.
+    pub pods: Vec<Seen>,
+}
+
+/// One ready pod.
+pub struct Seen {
+    /// The pod.
+    pub pod: Pod,
+    /// What it answered.
+    pub answer: Answer,
+    /// Why it did not answer.
+    pub problem: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    id: String,
+}
+
+/// Writes the rules and asks each ready pod that has not confirmed them yet.
+pub async fn publish(
+    ctx: &Context,
+    oathkeeper: &Oathkeeper,
+    owner: &Owner,
+    class: &AuthClass,
+    progress: &mut Progress,
+    plan: &Plan,
+) -> Result<Rules, Error> {
+    let file = plan.rules_file();
+    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: KEY };
+    let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
+
+    let slices = ctx.stores.system_endpoint_slices.store().state();
+    let ready = pods::ready(&slices, &class.spec.oathkeeper.service);
+    progress.confirmed.retain(|pod, _| ready.contains(pod));
+    let confirmed = &progress.confirmed;
+    let pods: Vec<Seen> = stream::iter(ready)
+        .map(async |pod| {
+            if confirmed.get(&pod) == Some(&file.ids) {
+                let answer = Answer::Rules(file.ids.clone());
+                return Seen { pod, answer, problem: None };
+            }
+            ask(oathkeeper, pod).await
+        })
+        .buffered(PARALLEL)
+        .collect()
+        .await;
+    for seen in &pods {
+        if seen.answer == Answer::Rules(file.ids.clone()) {
+            progress.confirmed.insert(seen.pod.clone(), file.ids.clone());
+        } else {
+            progress.confirmed.remove(&seen.pod);
+        }
+    }
+    Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods })
+}
+
+async fn ask(oathkeeper: &Oathkeeper, pod: Pod) -> Seen {
+    let answer = async {
+        let ids = oathkeeper.rules(&pod.base).await?;
+        // An empty pod has no sentinel to ask, and is told by its empty list.
+        if !ids.is_empty() {
+            oathkeeper.decides(&pod.base).await?;
+        }
+        Ok::<_, crate::external::http::Error>(ids)
+    };
+    match answer.await {
+        Ok(ids) => Seen { pod, answer: Answer::Rules(ids), problem: None },
+        Err(error) => Seen { problem: Some(format!("{}: {error}", pod.name)), answer: Answer::Silent, pod },
+    }
+}
+
+/// The ids in a rules file. One that cannot be read was not ours: no id in it
+/// counts as published.
+fn ids(text: Option<&str>) -> BTreeSet<String> {
+    let listed: Vec<Listed> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    listed.into_iter().map(|rule| rule.id).collect()
+}

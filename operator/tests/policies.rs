@@ -1,0 +1,369 @@
+//! Policies through the compiler: what comes out, what is refused, and that
+//! every request is decided by exactly one rule.
+
+#[path = "support/decide.rs"]
+mod decide;
+#[path = "support/objects.rs"]
+mod objects;
+
+use std::collections::BTreeSet;
+
+use objects::Objects;
+use peristyle::auth::{
+    key::PolicyKey,
+    matches::{METHODS, word},
+    plan::Plan,
+    relations::Refusals,
+};
+use peristyle_crds::condition::Reason;
+use proptest::prelude::*;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const SHOP: &str = include_str!("fixtures/auth/shop.yaml");
+
+fn documents() -> Vec<Value> {
+    serde_saphyr::from_multiple(SHOP).expect("the fixture is YAML")
+}
+
+/// The fixture with one value of the policy replaced.
+fn with(pointer: &str, value: &Value) -> Objects {
+    let mut documents = documents();
+    let policy = documents.iter_mut().find(|d| d["kind"] == "AuthPolicy").unwrap();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = policy.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer}"));
+    match parent {
+        Value::Array(list) if key == "-" => list.push(value.clone()),
+        parent => parent[key] = value.clone(),
+    }
+    Objects::from_documents(&documents)
+}
+
+/// The fixture with more documents.
+fn and(more: &str) -> Objects {
+    Objects::read(&format!("{SHOP}---\n{more}"))
+}
+
+#[test]
+fn a_policy_of_every_feature_compiles_to_these_rules() {
+    let plan = Objects::read(SHOP).plan(&Refusals::new());
+    let rules: Value = serde_json::from_str(&plan.rules_file().text).unwrap();
+    insta::assert_snapshot!("rules", serde_json::to_string_pretty(&rules).unwrap());
+    insta::assert_snapshot!("namespaces", plan.namespaces_file().text);
+}
+
+#[test]
+fn a_rules_file_is_never_empty_and_a_namespaces_file_declares_a_class() {
+    let documents: Vec<Value> = documents().into_iter().filter(|d| d["kind"] != "AuthPolicy").collect();
+    let plan = Objects::from_documents(&documents).plan(&Refusals::new());
+    assert_eq!(plan.rules_file().ids.len(), 1);
+    assert!(plan.rules_file().text.contains("peristyle\\\\.invalid"));
+    let expected: BTreeSet<String> = ["PeristyleNone".to_owned()].into();
+    assert_eq!(plan.namespaces_file().namespaces, expected);
+}
+
+#[test]
+fn every_change_of_content_gives_another_id_and_tuples_give_the_same() {
+    let before = Objects::read(SHOP).compile("orders").unwrap();
+    let tuples = with("/spec/relations/tuples", &json!([])).compile("orders").unwrap();
+    assert_eq!(before.hash, tuples.hash);
+    let after = with("/spec/authentication/0/jwt/audiences", &json!(["other"])).compile("orders").unwrap();
+    assert_ne!(before.hash, after.hash);
+    let ids = |compiled: &peristyle::auth::compile::Compiled, name: &str| {
+        compiled.ids.iter().find(|rule| rule.name == name).unwrap().ids.clone()
+    };
+    assert!(ids(&before, "read").iter().all(|id| !ids(&after, "read").contains(id)));
+    assert_eq!(ids(&before, "health"), ids(&after, "health"));
+    assert!(before.rules.iter().all(|rule| rule.id.len() <= 190));
+}
+
+#[rstest]
+#[case::issuer("/spec/authentication/0/jwt/issuer", json!("https://evil/"), Reason::IssuerNotAllowed,
+    "spec.authentication[idp].jwt.issuer: AuthClass default does not trust \"https://evil/\"; name one of its spec.issuers or have it added there")]
+#[case::audience("/spec/authentication/0/jwt/audiences", json!([]), Reason::Invalid,
+    "spec.authentication[idp].jwt.audiences: name at least one, or a token for any other service would do")]
+#[case::unknown_authentication("/spec/rules/0/authentication", json!(["nobody"]), Reason::Invalid,
+    "spec.rules[read].authentication: \"nobody\" is not in spec.authentication; add it there or name another")]
+#[case::two_authentications("/spec/rules/0/authentication", json!(["idp", "partners"]), Reason::Invalid,
+    "spec.rules[read]: set public, or authentication with exactly one entry; Oathkeeper decides a token by the first entry alone")]
+#[case::no_authentication("/spec/rules/0/authentication", json!([]), Reason::Invalid,
+    "spec.rules[read]: set public, or authentication with exactly one entry; Oathkeeper decides a token by the first entry alone")]
+#[case::dots("/spec/rules/2/match/http/0/path/prefix", json!("/files/../admin"), Reason::Invalid,
+    "spec.rules[files].match.http[0].path: \"/files/../admin\" has an empty, '.' or '..' segment; write the path as the server sees it after cleaning")]
+#[case::empty_segment("/spec/rules/2/match/http/2/path/exact", json!("/v1//me"), Reason::Invalid,
+    "spec.rules[files].match.http[2].path: \"/v1//me\" has an empty, '.' or '..' segment; write the path as the server sees it after cleaning")]
+#[case::pattern_in_a_path("/spec/rules/2/match/http/0/path/prefix", json!("/<.*>"), Reason::Invalid,
+    "spec.rules[files].match.http[0].path: \"/<.*>\" must begin with '/' and may hold letters, digits, '/', '.', '_', '~' and '-'")]
+#[case::pattern_in_a_method("/spec/rules/0/match/grpc/0/methods/0", json!(".*"), Reason::Invalid,
+    "spec.rules[read].match.grpc[0]: \".*\" is not a protobuf name; write it as in the .proto file, for example orders.v1.Orders")]
+#[case::same_method("/spec/rules/1/match/grpc/-", json!({"service": "orders.v1.Orders", "methods": ["Get"]}), Reason::OverlappingRules,
+    "spec.rules[admin] and spec.rules[read] both match POST /orders.v1.Orders/Get; remove it from one of them")]
+#[case::whole_service("/spec/rules/1/match/grpc/-", json!({"service": "orders.v1.Orders"}), Reason::OverlappingRules,
+    "spec.rules[admin] and spec.rules[read] both match POST /orders.v1.Orders/Get; remove it from one of them")]
+#[case::prefix_over_a_service("/spec/rules/2/match/http/-", json!({"path": {"prefix": "/"}, "methods": ["POST"]}), Reason::OverlappingRules,
+    "spec.rules[admin] and spec.rules[files] both match POST /orders.v1.Admin/*; remove it from one of them")]
+#[case::missing_service("/spec/targets/0/service", json!("nobody"), Reason::TargetNotFound,
+    "spec.targets: Service nobody not found in this namespace")]
+#[case::missing_expose("/spec/targets/0/expose", json!("nowhere"), Reason::TargetNotFound,
+    "spec.targets: expose nowhere of Service orders not found in this namespace")]
+#[case::public_expose("/spec/targets/0/expose", json!("open"), Reason::Invalid,
+    "spec.targets[0].expose: \"open\" of Service orders is Public; remove the target or set its auth.mode to Required")]
+#[case::class("/spec/className", json!("other"), Reason::ClassNotFound,
+    "spec.className: class \"other\" does not exist; create it or name another")]
+#[case::empty_model("/spec/relations/model", json!(" // nothing\n"), Reason::Invalid,
+    "spec.relations.model: line 1: declares no class; write `class X implements Namespace { … }` or leave the model out")]
+#[case::undeclared_namespace("/spec/rules/0/authorization/relation/namespace", json!("Invoices"), Reason::ReferenceMissing,
+    "spec.rules[read].authorization.relation.namespace: no model of the AuthClass declares class Invoices; declare it in spec.relations.model")]
+#[case::undeclared_relation("/spec/rules/0/authorization/relation/relation", json!("burn"), Reason::Invalid,
+    "spec.rules[read].authorization.relation.relation: class Orders has no \"burn\"; it has owners, read, readers, write")]
+#[case::tuple_relation("/spec/relations/tuples/0/relation", json!("burners"), Reason::Invalid,
+    "spec.relations.tuples[0].relation: class Orders has no \"burners\"; it has owners, read, readers, write")]
+#[case::tuple_twice("/spec/relations/tuples/1", json!({"namespace": "Orders", "object": "orders", "relation": "readers", "subject": "alice"}), Reason::Invalid,
+    "spec.relations.tuples[1]: stands there twice; remove one")]
+#[case::subject_set("/spec/relations/tuples/1/subjectSet/relation", json!("friends"), Reason::Invalid,
+    "spec.relations.tuples[1].subjectSet.relation: class Team has no \"friends\"; it has members")]
+fn a_wrong_policy_is_refused_with_field_value_and_remedy(
+    #[case] pointer: &str,
+    #[case] value: Value,
+    #[case] reason: Reason,
+    #[case] message: &str,
+) {
+    let rejection = with(pointer, &value).compile("orders").unwrap_err();
+    assert_eq!((rejection.message.as_str(), rejection.reason), (message, reason));
+}
+
+const YOUNGER: &str = "
+kind: AuthPolicy
+metadata: {name: younger, namespace: shop, creationTimestamp: \"2026-02-01T00:00:00Z\"}
+spec:
+  targets: [{service: orders, expose: public}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}, methods: [GET, POST]}]}, public: {}}]
+";
+
+#[test]
+fn the_older_policy_governs_a_host_and_stays_in_charge_while_it_is_invalid() {
+    let objects = and(YOUNGER);
+    assert!(objects.compile("orders").is_ok());
+    let rejection = objects.compile("younger").unwrap_err();
+    assert_eq!(rejection.reason, Reason::Conflicted);
+    assert_eq!(
+        rejection.message,
+        "spec.targets: host \"o.shop.test\" is governed by AuthPolicy orders, which is older; remove the target from one of the two"
+    );
+    let invalid = Objects::read(&format!("{SHOP}---\n{YOUNGER}").replace("audiences: [orders]", "audiences: []"));
+    assert!(invalid.compile("orders").is_err());
+    assert_eq!(invalid.compile("younger").unwrap_err().reason, Reason::Conflicted);
+}
+
+#[test]
+fn a_host_that_belongs_to_somebody_else_gets_no_rule() {
+    let objects = and("
+kind: Service
+metadata: {name: thief, namespace: evil, uid: thief, creationTimestamp: \"2026-03-01T00:00:00Z\"}
+spec:
+  image: x
+  expose: [{name: public, hosts: [o.shop.test, thief.evil.example.com]}]
+---
+kind: AuthPolicy
+metadata: {name: thief, namespace: evil, creationTimestamp: \"2020-01-01T00:00:00Z\"}
+spec:
+  targets: [{service: thief}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}}]}, public: {}}]
+");
+    let compiled = objects.compile("thief").unwrap();
+    assert_eq!(Vec::from_iter(&compiled.territory.hosts), ["thief.evil.example.com"]);
+    assert!(compiled.rules.iter().all(|rule| !rule.url().contains("shop")));
+}
+
+#[test]
+fn another_team_may_neither_declare_a_namespace_again_nor_grant_itself_relations_in_it() {
+    let evil = |relations: &str| {
+        let text = format!("
+kind: AuthPolicy
+metadata: {{name: evil, namespace: evil, creationTimestamp: \"2026-03-01T00:00:00Z\"}}
+spec:
+  targets: [{{service: nobody}}]
+  rules: [{{name: all, match: {{http: [{{path: {{prefix: /}}}}]}}, public: {{}}}}]
+  relations: {relations}
+");
+        let plan = and(&text).plan(&Refusals::new());
+        assert!(plan.tuples.keys().all(|key| key.namespace == "shop"));
+        assert!(plan.models.iter().all(|(key, _)| key.namespace == "shop"));
+    };
+    evil(r#"{model: "class Orders implements Namespace {}"}"#);
+    evil(r#"{tuples: [{namespace: Orders, object: orders, relation: owners, subject: mallory}]}"#);
+    // Keto's parser would take the second class for one of its own.
+    evil(r#"{model: "class A implements Namespace { permits = { a: (ctx) => } class Orders implements Namespace { related: { readers: A[] } } }"}"#);
+    evil(r#"{model: "class A implements Namespace {} /*"}"#);
+}
+
+#[test]
+fn what_keto_refuses_is_left_out_with_its_tuples_and_dependents() {
+    let objects = Objects::read(SHOP);
+    let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
+    let source = objects.policy("orders").spec.relations.as_ref().unwrap().model.clone().unwrap();
+    let plan = objects.plan(&[(key.clone(), (source, "line 3: no such type".to_owned()))].into());
+    assert!(plan.models.is_empty() && plan.tuples.is_empty());
+    let rejection = plan.policies[0].1.clone().unwrap_err();
+    assert_eq!(rejection.message, "spec.relations.model: line 3: no such type");
+    let outdated = objects.plan(&[(key, ("an older text".to_owned(), String::new()))].into());
+    assert!(outdated.policies[0].1.is_ok(), "a refusal of another text says nothing");
+}
+
+#[test]
+fn a_line_of_the_namespaces_file_leads_back_to_its_policy() {
+    let objects = and("
+kind: AuthPolicy
+metadata: {name: second, namespace: shop, creationTimestamp: \"2026-03-01T00:00:00Z\"}
+spec:
+  targets: [{service: nobody}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}}]}, public: {}}]
+  relations: {model: \"class Second implements Namespace {\\n related: { a: Nobody[] } }\"}
+");
+    let plan: Plan = objects.plan(&Refusals::new());
+    let text = plan.namespaces_file().text;
+    let line = text.lines().position(|line| line.contains("Nobody")).unwrap() + 1;
+    let (key, inner) = plan.author(line).unwrap();
+    assert_eq!((key.name.as_str(), inner), ("second", 2));
+    assert_eq!(plan.author(1), None, "the import belongs to nobody");
+}
+
+#[test]
+fn a_policy_that_is_being_deleted_governs_nothing() {
+    let objects = with("/metadata/deletionTimestamp", &json!("2026-04-01T00:00:00Z"));
+    assert!(objects.plan(&Refusals::new()).policies.is_empty());
+}
+
+#[test]
+fn the_largest_policy_of_the_schema_is_refused_by_size_and_not_by_a_timeout() {
+    let rules: Vec<Value> = (0..64)
+        .map(|rule| {
+            let services: Vec<Value> = (0..32)
+                .map(|service| {
+                    let methods: Vec<String> = (0..64).map(|method| format!("M{method}")).collect();
+                    json!({"service": format!("a{rule}.b{service}"), "methods": methods})
+                })
+                .collect();
+            json!({"name": format!("r{rule}"), "match": {"grpc": services}, "public": {}})
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    let rejection = with("/spec/rules", &json!(rules)).compile("orders").unwrap_err();
+    assert_eq!(rejection.reason, Reason::Invalid);
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// A request path from a small alphabet of names and of what servers read differently.
+fn path() -> impl Strategy<Value = String> {
+    let segment = prop::sample::select(vec![
+        "a", "b", "p.A", "p.B", "Get", "List", "_x1", "1x", "", ".", "..", "...", ".a", "%2e%2e", "a%2fb", "a;b",
+        "a\\b", "é", "a b", "A", "x:y@z", "*",
+    ]);
+    prop::collection::vec(segment, 0..4).prop_map(|segments| format!("/{}", segments.join("/")))
+}
+
+fn rule(index: usize) -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(vec!["p.A", "p.B", "a"]);
+    let methods = prop::sample::subsequence(vec!["Get", "List", "_x1"], 0..3);
+    let grpc = (name, methods).prop_map(|(service, methods)| json!({"service": service, "methods": methods}));
+    let path = prop::sample::select(vec![
+        json!({"prefix": "/"}), json!({"prefix": "/a"}), json!({"prefix": "/a/"}), json!({"prefix": "/a/b"}),
+        json!({"prefix": "/p.A"}), json!({"prefix": "/p.A/Get"}), json!({"exact": "/a"}), json!({"exact": "/a/"}),
+        json!({"exact": "/"}), json!({"exact": "/p.B/Get"}), json!({"exact": "/a/b/_x1"}),
+    ]);
+    let verbs = prop::sample::subsequence(vec!["GET", "POST", "PUT", "DELETE"], 0..3);
+    let http = (path, verbs).prop_map(|(path, methods)| json!({"path": path, "methods": methods}));
+    prop_oneof![
+        prop::collection::vec(grpc, 1..3).prop_map(|m| json!({"grpc": m})),
+        prop::collection::vec(http, 1..3).prop_map(|m| json!({"http": m})),
+    ]
+    .prop_map(move |matches| json!({"name": format!("r{index}"), "match": matches, "public": {}}))
+}
+
+/// Whether the policy author meant this request, by the words of the documentation.
+fn is_meant(rule: &Value, method: &str, path: &str) -> bool {
+    let is_name = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let is_plain = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment.chars().all(|c| c.is_ascii_alphanumeric() || "._~-!$&'()*+,=:@".contains(c))
+    };
+    let grpc = rule["match"]["grpc"].as_array().into_iter().flatten().any(|m| {
+        let Some(called) = path.strip_prefix(&format!("/{}/", m["service"].as_str().unwrap())) else {
+            return false;
+        };
+        let methods = m["methods"].as_array().unwrap();
+        method == "POST" && if methods.is_empty() { is_name(called) } else { methods.iter().any(|m| m == called) }
+    });
+    let http = rule["match"]["http"].as_array().into_iter().flatten().any(|m| {
+        let verbs = m["methods"].as_array().unwrap();
+        let is_verb = if verbs.is_empty() { ["GET", "HEAD"].contains(&method) } else { verbs.iter().any(|v| v == method) };
+        let is_path = match (m["path"]["exact"].as_str(), m["path"]["prefix"].as_str()) {
+            (Some(exact), _) => path == exact,
+            (_, Some(prefix)) => {
+                let prefix = prefix.trim_end_matches('/');
+                path.strip_prefix(prefix).is_some_and(|rest| {
+                    let rest = rest.strip_suffix('/').unwrap_or(rest);
+                    rest.is_empty() || rest.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain))
+                })
+            }
+            _ => unreachable!(),
+        };
+        is_verb && is_path
+    });
+    grpc || http
+}
+
+fn policy(rules: &[Value]) -> Objects {
+    let mut documents = documents();
+    let policy = documents.iter_mut().find(|d| d["kind"] == "AuthPolicy").unwrap();
+    policy["spec"] = json!({"targets": [{"service": "orders"}], "rules": rules});
+    Objects::from_documents(&documents)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_request_is_decided_by_exactly_the_rule_that_means_it_or_denied(
+        rules in (1_usize..5).prop_flat_map(|n| (0..n).map(rule).collect::<Vec<_>>()),
+        requests in prop::collection::vec((prop::sample::select(METHODS.to_vec()), path()), 40),
+        host in prop::sample::select(vec!["o.shop.test", "O.Shop.TEST:8443", "orders.shop.example.com"]),
+    ) {
+        let compiled = policy(&rules).compile("orders");
+        let meant = |method: &str, path: &str| -> Vec<String> {
+            let meant = rules.iter().filter(|rule| is_meant(rule, method, path));
+            meant.map(|rule| rule["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let compiled = match compiled {
+            Ok(compiled) => compiled,
+            Err(rejection) => {
+                // The request that it names is really meant by both.
+                prop_assert_eq!(rejection.reason, Reason::OverlappingRules);
+                let words: Vec<&str> = rejection.message.split(' ').collect();
+                let (one, two) = (&words[0][11..13], &words[2][11..13]);
+                let path = words[6].trim_end_matches(';');
+                let witnesses = [path.replace('*', ""), path.replace("/*", ""), path.replace('*', "Get")];
+                let both = vec![one.to_owned(), two.to_owned()];
+                let is_proved = witnesses.iter().any(|path| {
+                    let meant = meant(words[5], path);
+                    both.iter().all(|name| meant.contains(name))
+                });
+                prop_assert!(is_proved, "{}", rejection.message);
+                return Ok(());
+            }
+        };
+        for (method, path) in requests {
+            let (method, url) = (word(method), format!("http://{host}{path}"));
+            let found = decide::matching(&compiled.rules, method, &url);
+            prop_assert_eq!(found.len(), 1, "{} {}: {:?}", method, url, found);
+            let meant = meant(method, &path);
+            prop_assert!(meant.len() <= 1, "not seen as an overlap: {} {} {:?}", method, path, meant);
+            let name = meant.first().map_or("_deny", String::as_str);
+            let prefix = format!("shop.orders.{name}.");
+            prop_assert!(found[0].id.starts_with(&prefix), "{} {} by {}", method, url, found[0].id);
+        }
+    }
+}
