@@ -34,7 +34,8 @@ async fn log_in(
 ) -> Result<String> {
     let of = |key: &str| credentials.get(key).with_context(|| format!("the Secret has no {key}"));
     let uri = format!("postgresql://{}@{}:{}/{database}", of("username")?, of("host")?, of("port")?);
-    let script = "read -r PGPASSWORD; export PGPASSWORD; exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
+    let script =
+        "read -r PGPASSWORD; export PGPASSWORD; exec psql -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
     let arguments = [
         "exec",
         "-i",
