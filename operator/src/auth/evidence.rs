@@ -136,13 +136,13 @@ mod tests {
     }
 
     fn after(
-        before: Option<Publication>,
+        before: Option<&Publication>,
         was_published: bool,
         keto: bool,
         evidence: Evidence,
     ) -> &'static str {
         let blocked = (!keto).then(|| (Reason::KetoUnavailable, String::new()));
-        match stand(before.as_ref(), &compiled(), was_published, blocked, evidence) {
+        match stand(before, &compiled(), was_published, blocked, evidence) {
             Standing::Live => "live",
             Standing::Unknown => "unknown",
             Standing::Pending { reason, .. } => reason.as_str(),
@@ -151,32 +151,32 @@ mod tests {
 
     #[test]
     fn live_rules_stay_live_until_a_pod_says_otherwise() {
-        let live = || Some(publication("new", Standing::Live));
-        assert_eq!(after(live(), true, false, Evidence::Confirmed), "live");
-        assert_eq!(after(live(), true, false, Evidence::Missing), "live");
-        assert_eq!(after(live(), true, true, Evidence::Disproved), "PropagatingRules");
+        let live = publication("new", Standing::Live);
+        assert_eq!(after(Some(&live), true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(Some(&live), true, false, Evidence::Missing), "live");
+        assert_eq!(after(Some(&live), true, true, Evidence::Disproved), "PropagatingRules");
     }
 
     #[test]
     fn changed_rules_are_not_live_before_every_pod_and_keto_have_them() {
-        let older = || Some(publication("old", Standing::Live));
-        assert_eq!(after(older(), false, true, Evidence::Missing), "OathkeeperUnavailable");
-        assert_eq!(after(older(), true, true, Evidence::Disproved), "PropagatingRules");
-        assert_eq!(after(older(), false, false, Evidence::Confirmed), "KetoUnavailable");
-        assert_eq!(after(older(), false, true, Evidence::Confirmed), "live");
-        let waiting = || Some(publication("new", pending()));
-        assert_eq!(after(waiting(), true, false, Evidence::Confirmed), "KetoUnavailable");
-        assert_eq!(after(waiting(), true, true, Evidence::Confirmed), "live");
+        let older = publication("old", Standing::Live);
+        assert_eq!(after(Some(&older), false, true, Evidence::Missing), "OathkeeperUnavailable");
+        assert_eq!(after(Some(&older), true, true, Evidence::Disproved), "PropagatingRules");
+        assert_eq!(after(Some(&older), false, false, Evidence::Confirmed), "KetoUnavailable");
+        assert_eq!(after(Some(&older), false, true, Evidence::Confirmed), "live");
+        let waiting = publication("new", pending());
+        assert_eq!(after(Some(&waiting), true, false, Evidence::Confirmed), "KetoUnavailable");
+        assert_eq!(after(Some(&waiting), true, true, Evidence::Confirmed), "live");
         assert_eq!(after(None, false, true, Evidence::Missing), "OathkeeperUnavailable");
     }
 
     #[test]
     fn after_a_restart_published_rules_are_unknown_until_a_pod_answers() {
         assert_eq!(after(None, true, false, Evidence::Missing), "unknown");
-        let unknown = || Some(publication("new", Standing::Unknown));
-        assert_eq!(after(unknown(), true, false, Evidence::Missing), "unknown");
-        assert_eq!(after(unknown(), true, false, Evidence::Confirmed), "live");
-        assert_eq!(after(unknown(), true, true, Evidence::Disproved), "PropagatingRules");
+        let unknown = publication("new", Standing::Unknown);
+        assert_eq!(after(Some(&unknown), true, false, Evidence::Missing), "unknown");
+        assert_eq!(after(Some(&unknown), true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(Some(&unknown), true, true, Evidence::Disproved), "PropagatingRules");
         assert_eq!(after(None, true, false, Evidence::Confirmed), "live");
     }
 }
