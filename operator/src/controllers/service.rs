@@ -9,7 +9,7 @@ pub mod triggers;
 pub mod validate;
 pub mod workload;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kube::ResourceExt;
 use peristyle_crds::{
@@ -19,11 +19,17 @@ use peristyle_crds::{
 };
 
 use crate::{
+    apply::Error as ApplyError,
+    conditions::Finding,
     context::Context,
     metadata::Owner,
     reconcile::{self, Outcome},
     retry::{Class, Classified},
 };
+
+/// How often a name that somebody else has is looked at again: nothing tells
+/// when the object is gone, since the caches hold only ours.
+const CONFLICT: Duration = Duration::from_secs(60);
 
 /// Why a pass over a Service ended early.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +39,7 @@ pub enum Error {
     Invalid(#[from] validate::Invalid),
     /// A child could not be written.
     #[error(transparent)]
-    Apply(#[from] crate::apply::Error),
+    Apply(#[from] ApplyError),
 }
 
 impl Classified for Error {
@@ -74,6 +80,19 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     apply::withdraw(&ctx, &owner, &edge).await?;
     let validated = validate::validate(&service, &observed)?;
     let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
-    let applied = apply::apply(&ctx, &owner, &desired).await?;
+    let applied = match apply::apply(&ctx, &owner, &desired).await {
+        Ok(applied) => applied,
+        Err(error @ ApplyError::NameConflict { .. }) => return Ok(in_the_way(&service, &error)),
+        Err(error) => return Err(error.into()),
+    };
     Ok(status::outcome(&ctx, &service, &validated, &routes, &applied))
+}
+
+/// A child's name is taken; the last status and what is in the way.
+fn in_the_way(service: &Service, error: &ApplyError) -> Outcome<ServiceStatus> {
+    let finding = Finding::stalled(types::READY, Reason::NameConflict, error.to_string());
+    Outcome {
+        requeue: Some(CONFLICT),
+        ..Outcome::new(service.status.clone().unwrap_or_default(), vec![finding])
+    }
 }
