@@ -9,7 +9,7 @@ pub mod triggers;
 pub mod validate;
 pub mod workload;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use kube::ResourceExt;
 use peristyle_crds::{
@@ -18,52 +18,18 @@ use peristyle_crds::{
     v1alpha1::{Service, ServiceStatus},
 };
 
+use self::route::Routes;
 use crate::{
-    apply::Error as ApplyError,
-    conditions::Finding,
+    apply::Error,
+    conditions::{Finding, State},
     context::Context,
     metadata::Owner,
     reconcile::{self, Outcome},
-    retry::{Class, Classified},
 };
 
 /// How often a name that somebody else has is looked at again: nothing tells
 /// when the object is gone, since the caches hold only ours.
 const CONFLICT: Duration = Duration::from_secs(60);
-
-/// Why a pass over a Service ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The spec contradicts itself.
-    #[error(transparent)]
-    Invalid(#[from] validate::Invalid),
-    /// A child could not be written.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
-}
-
-impl Classified for Error {
-    fn class(&self) -> Class {
-        match self {
-            Self::Invalid(_) => Class::Terminal,
-            Self::Apply(error) => error.class(),
-        }
-    }
-
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Invalid(_) => Reason::Invalid,
-            Self::Apply(error) => error.reason(),
-        }
-    }
-
-    fn condition(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => types::READY,
-            Self::Apply(error) => error.condition(),
-        }
-    }
-}
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
@@ -78,21 +44,36 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let edge = build::edge(&owner, &routes);
     // First of all: a spec that is refused below must not keep a route open.
     apply::withdraw(&ctx, &owner, &edge).await?;
-    let validated = validate::validate(&service, &observed)?;
+    let validated = match validate::validate(&service, &observed) {
+        Ok(validated) => validated,
+        Err(invalid) => return Ok(stalled(&service, &routes, Reason::Invalid, &invalid)),
+    };
     let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
     let applied = match apply::apply(&ctx, &owner, &desired).await {
         Ok(applied) => applied,
-        Err(error @ ApplyError::NameConflict { .. }) => return Ok(in_the_way(&service, &error)),
-        Err(error) => return Err(error.into()),
+        Err(error @ Error::NameConflict { .. }) => {
+            return Ok(Outcome {
+                requeue: Some(CONFLICT),
+                ..stalled(&service, &routes, Reason::NameConflict, &error)
+            });
+        }
+        Err(error) => return Err(error),
     };
     Ok(status::outcome(&ctx, &service, &validated, &routes, &applied))
 }
 
-/// A child's name is taken; the last status and what is in the way.
-fn in_the_way(service: &Service, error: &ApplyError) -> Outcome<ServiceStatus> {
-    let finding = Finding::stalled(types::READY, Reason::NameConflict, error.to_string());
-    Outcome {
-        requeue: Some(CONFLICT),
-        ..Outcome::new(service.status.clone().unwrap_or_default(), vec![finding])
-    }
+/// Nothing was written but what had to be withdrawn: the last status, without
+/// the addresses of routes that are no longer served.
+fn stalled(
+    service: &Service,
+    routes: &Routes,
+    reason: Reason,
+    cause: &dyn Display,
+) -> Outcome<ServiceStatus> {
+    let mut status = service.status.clone().unwrap_or_default();
+    status.urls.retain(|url| routes.urls.contains(url));
+    status.url = status.urls.first().map(|url| url.url.clone());
+    let mut findings = vec![Finding::stalled(types::READY, reason, cause.to_string())];
+    findings.extend(Some(routes.finding()).filter(|finding| finding.state != State::Good));
+    Outcome::new(status, findings)
 }
