@@ -1,5 +1,6 @@
 //! Who gets through the edge, and what the backend then sees: for gRPC and
 //! for plain HTTP, on the full sandbox.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,6 @@
 //! One commit in any order converges, and what `render` prints is what the
 //! API server takes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 use std::time::Duration;
