@@ -174,10 +174,9 @@ pub async fn apply(cluster: &Cluster, namespace: &str, manifests: &str) -> Resul
 /// # Errors
 /// When psql fails.
 pub async fn query(cluster: &Cluster, database: &str, sql: &str) -> Result<String> {
-    let script =
-        "exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -h /run/postgresql -U postgres -d \"$0\" -c \"$1\"";
-    let mut arguments = vec!["exec", "-n", SYSTEM_NAMESPACE, "postgres-0", "--", "sh", "-c", script];
-    arguments.extend([database, sql]);
+    let mut arguments = vec!["exec", "-n", SYSTEM_NAMESPACE, "postgres-0", "-c", "postgres", "--"];
+    arguments.extend(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "/tmp", "-U", "postgres"]);
+    arguments.extend(["-d", database, "-c", sql]);
     Ok(cluster.kubectl(&arguments).await?.trim().to_owned())
 }
 

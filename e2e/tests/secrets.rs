@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use e2e::example::{Example, NAMESPACE};
-use e2e::stack::SYSTEM_NAMESPACE;
+use e2e::stack::{self, SYSTEM_NAMESPACE};
 use e2e::state::State;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::ListParams};
+use serde_json::json;
 
 async fn example() -> Example {
     Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
@@ -34,7 +35,8 @@ async fn log_in(
 ) -> Result<String> {
     let of = |key: &str| credentials.get(key).with_context(|| format!("the Secret has no {key}"));
     let uri = format!("postgresql://{}@{}:{}/{database}", of("username")?, of("host")?, of("port")?);
-    let script = "read -r PGPASSWORD; export PGPASSWORD; exec \"$PGBIN/psql\" -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
+    let script =
+        "read -r PGPASSWORD; export PGPASSWORD; exec psql -XAtq -v ON_ERROR_STOP=1 -d \"$0\" -c \"$1\"";
     let arguments = [
         "exec",
         "-i",
@@ -79,6 +81,16 @@ async fn a_role_reaches_its_own_database_and_no_other() {
 #[tokio::test]
 async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
     let example = example().await;
+    let log_statements = async |sql: &str| {
+        stack::query(&example.cluster, "postgres", sql).await.unwrap();
+        stack::query(&example.cluster, "postgres", "select pg_reload_conf()").await.unwrap();
+    };
+    log_statements("alter system set log_statement = 'all'").await;
+    let database = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Database", "metadata": {"name": "logged"},
+        "spec": {"reclaimPolicy": "Delete", "deletionProtection": "Disabled"}});
+    stack::apply(&example.cluster, NAMESPACE, &database.to_string()).await.unwrap();
+    example.wait_until_ready(NAMESPACE).await.unwrap();
+
     let mut passwords = Vec::new();
     for namespace in [NAMESPACE, SYSTEM_NAMESPACE] {
         for secret in secrets(&example, namespace).await.unwrap() {
@@ -87,7 +99,7 @@ async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
             );
         }
     }
-    assert!(passwords.len() >= 7, "three writers, three owners and the administrator: {}", passwords.len());
+    assert!(passwords.len() >= 9, "four writers, four owners and the administrator: {}", passwords.len());
 
     let cluster = &example.cluster;
     let mut places = vec![(
@@ -112,6 +124,16 @@ async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
     }
     let statements: usize = places.iter().map(|(_, text)| text.matches("CREATE ROLE").count()).sum();
     assert!(statements > 0, "the statement log is not among what was read");
+    // With it goes the database: the statements that drop it are not looked at.
+    example.cluster.kubectl(&["delete", "psdb", "logged", "-n", NAMESPACE]).await.unwrap();
+    log_statements("alter system reset log_statement").await;
+    let left = stack::query(
+        &example.cluster,
+        "postgres",
+        "select count(*) from pg_database where datname = 'demo_logged'",
+    );
+    assert_eq!(left.await.unwrap(), "0", "reclaimPolicy Delete left the database");
+
     for (secret, password) in &passwords {
         let encoded = STANDARD.encode(password);
         for (place, text) in &places {

@@ -138,7 +138,12 @@ where
                 reason: error.reason(),
                 message: error.to_string(),
             };
-            tracing::warn!(object = %key, %error, "reconcile failed");
+            // Waiting is what the status says, not something to look into.
+            if error.class() == Class::Wait {
+                tracing::debug!(object = %key, %error, "waiting");
+            } else {
+                tracing::warn!(object = %key, %error, "reconcile failed");
+            }
             (failed(&*object, finding), Some(error.class()))
         }
         Ok(Err(_)) => {

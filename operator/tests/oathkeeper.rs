@@ -1,4 +1,11 @@
 //! Compiled policies in the real Oathkeeper, with the chart's configuration.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "a test ends by panicking, and shares its support with other tests"
+)]
 
 #[path = "support/decide.rs"]
 mod decide;

@@ -65,19 +65,20 @@ pub fn stand(
     blocked: Option<(Reason, String)>,
     evidence: Evidence,
 ) -> Standing {
+    let is_inherited = was_published && before.is_none();
     let same = before.filter(|before| before.hash == compiled.hash);
     match (evidence, same.map(|before| &before.standing)) {
         // What is live stays live until a pod says otherwise: with Keto or every
         // Oathkeeper pod away each call is refused all the same.
-        (Evidence::Confirmed | Evidence::Missing, Some(Standing::Live)) => Standing::Live,
-        (Evidence::Confirmed, Some(Standing::Unknown)) => Standing::Live,
-        (Evidence::Confirmed, None) if was_published && before.is_none() => Standing::Live,
+        (Evidence::Confirmed | Evidence::Missing, Some(Standing::Live))
+        | (Evidence::Confirmed, Some(Standing::Unknown)) => Standing::Live,
+        (Evidence::Confirmed, None) if is_inherited => Standing::Live,
         (Evidence::Confirmed, _) => match blocked {
             Some((reason, message)) => Standing::Pending { reason, message },
             None => Standing::Live,
         },
         (Evidence::Missing, Some(Standing::Unknown)) => Standing::Unknown,
-        (Evidence::Missing, None) if was_published && before.is_none() => Standing::Unknown,
+        (Evidence::Missing, None) if is_inherited => Standing::Unknown,
         (Evidence::Missing, _) => Standing::Pending {
             reason: Reason::OathkeeperUnavailable,
             message: "no ready Oathkeeper pod, or one does not answer".to_owned(),
@@ -86,5 +87,96 @@ pub fn stand(
             reason: Reason::PropagatingRules,
             message: format!("rules {} are not loaded by every ready Oathkeeper pod yet", compiled.hash),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{rule::Rule, world::Territory};
+
+    fn compiled() -> Compiled {
+        let mut rule = Rule::sentinel();
+        rule.id = "shop.orders.read.1".to_owned();
+        Compiled {
+            hash: "new".to_owned(),
+            rules: vec![rule],
+            ids: Vec::new(),
+            asks_keto: false,
+            territory: Territory::default(),
+        }
+    }
+
+    fn answer(ids: &[&str]) -> Answer {
+        Answer::Rules(ids.iter().map(|id| (*id).to_owned()).collect())
+    }
+
+    fn found(answers: &[Answer]) -> Evidence {
+        let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
+        weigh(&key, &compiled(), answers)
+    }
+
+    #[test]
+    fn every_ready_pod_must_have_exactly_the_rules_of_the_policy() {
+        let good = answer(&["shop.orders.read.1", "shop.orders-2.x.1", "other.orders.x.1"]);
+        let old_too = answer(&["shop.orders.read.1", "shop.orders.gone.1"]);
+        assert_eq!(found(&[good.clone(), good.clone()]), Evidence::Confirmed);
+        assert_eq!(found(&[good.clone(), old_too]), Evidence::Disproved);
+        assert_eq!(found(&[Answer::Silent, answer(&[])]), Evidence::Disproved);
+        assert_eq!(found(&[good, Answer::Silent]), Evidence::Missing);
+        assert_eq!(found(&[]), Evidence::Missing);
+    }
+
+    fn publication(hash: &str, standing: Standing) -> Publication {
+        Publication { hash: hash.to_owned(), standing, tuples: None }
+    }
+
+    fn pending() -> Standing {
+        Standing::Pending { reason: Reason::PropagatingRules, message: String::new() }
+    }
+
+    fn after(
+        before: Option<&Publication>,
+        was_published: bool,
+        keto: bool,
+        evidence: Evidence,
+    ) -> &'static str {
+        let blocked = (!keto).then(|| (Reason::KetoUnavailable, String::new()));
+        match stand(before, &compiled(), was_published, blocked, evidence) {
+            Standing::Live => "live",
+            Standing::Unknown => "unknown",
+            Standing::Pending { reason, .. } => reason.as_str(),
+        }
+    }
+
+    #[test]
+    fn live_rules_stay_live_until_a_pod_says_otherwise() {
+        let live = publication("new", Standing::Live);
+        assert_eq!(after(Some(&live), true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(Some(&live), true, false, Evidence::Missing), "live");
+        assert_eq!(after(Some(&live), true, true, Evidence::Disproved), "PropagatingRules");
+    }
+
+    #[test]
+    fn changed_rules_are_not_live_before_every_pod_and_keto_have_them() {
+        let older = publication("old", Standing::Live);
+        assert_eq!(after(Some(&older), false, true, Evidence::Missing), "OathkeeperUnavailable");
+        assert_eq!(after(Some(&older), true, true, Evidence::Disproved), "PropagatingRules");
+        assert_eq!(after(Some(&older), false, false, Evidence::Confirmed), "KetoUnavailable");
+        assert_eq!(after(Some(&older), false, true, Evidence::Confirmed), "live");
+        let waiting = publication("new", pending());
+        assert_eq!(after(Some(&waiting), true, false, Evidence::Confirmed), "KetoUnavailable");
+        assert_eq!(after(Some(&waiting), true, true, Evidence::Confirmed), "live");
+        assert_eq!(after(None, false, true, Evidence::Missing), "OathkeeperUnavailable");
+    }
+
+    #[test]
+    fn after_a_restart_published_rules_are_unknown_until_a_pod_answers() {
+        assert_eq!(after(None, true, false, Evidence::Missing), "unknown");
+        let unknown = publication("new", Standing::Unknown);
+        assert_eq!(after(Some(&unknown), true, false, Evidence::Missing), "unknown");
+        assert_eq!(after(Some(&unknown), true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(Some(&unknown), true, true, Evidence::Disproved), "PropagatingRules");
+        assert_eq!(after(None, true, false, Evidence::Confirmed), "live");
     }
 }

@@ -226,8 +226,8 @@ fn tokens(source: &str) -> Result<Vec<Token<'_>>, InvalidModel> {
             at += 1;
         } else if rest.starts_with("//") {
             at += rest.find('\n').unwrap_or(rest.len());
-        } else if rest.starts_with("/*") {
-            match rest[2..].find("*/") {
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            match comment.find("*/") {
                 Some(end) => at += end + 4,
                 None => return Err(error(source, at, "the comment does not end")),
             }
@@ -281,4 +281,61 @@ pub fn file<'a>(models: impl IntoIterator<Item = &'a Model>) -> (NamespacesFile,
         namespaces.extend(model.classes.keys().cloned());
     }
     (NamespacesFile { text, namespaces }, lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_classes_relations_and_permissions_are_read() {
+        let model = parse(
+            r#"
+            import { Namespace, Context } from '@ory/keto-namespace-types'; /* a
+            comment */ class User implements Namespace {}
+            class Doc implements Namespace {
+              related: { owners: Array<User>, "viewers": (User | SubjectSet<Doc, "owners">)[] } // here
+              permits = {
+                view: (ctx: Context): boolean => this.related.viewers.includes(ctx.subject) && !this.permits.edit(ctx),
+                edit: (ctx) => this.related.owners.includes(ctx.subject),
+              }
+            }"#,
+        )
+        .unwrap();
+        let names: Vec<&str> = model.classes.keys().map(String::as_str).collect();
+        assert_eq!(names, ["Doc", "User"]);
+        let relations: Vec<&str> = model.classes["Doc"].iter().map(String::as_str).collect();
+        assert_eq!(relations, ["edit", "owners", "view", "viewers"]);
+        assert!(!model.text.contains("import"));
+        assert_eq!(parse(&model.text).unwrap().classes, model.classes);
+    }
+
+    #[test]
+    fn a_model_cannot_reach_beyond_its_text() {
+        for (model, problem) in [
+            ("class A implements Namespace {", "line 1: class A does not end"),
+            ("class A implements Namespace {} }", "expected `class X implements Namespace { … }`, found }"),
+            ("class A implements Namespace {} /* ", "the comment does not end"),
+            ("class A implements Namespace { related: { \"a: A[] } }", "the string does not end"),
+            ("class A implements Namespace { related: { 'a\\': A[] } }", "a string may hold"),
+            (
+                "class A implements Namespace { permits = { a: (ctx) => } class B implements Namespace {} }",
+                "class A: expected related or permits, found class",
+            ),
+            (
+                "class A implements Namespace { related: { class: A[] } }",
+                "class A: class is not expected here",
+            ),
+            ("class A implements Namespace { related: { a: { } } }", "class A: { is not expected here"),
+            ("class A implements Namespace {} class A implements Namespace {}", "class A is declared twice"),
+            ("class A implements Namespace { related: { a: A[] a: A[] } }", "class A: a is declared twice"),
+            ("import { class A implements Namespace {} } from 'x'", "the import does not end"),
+            ("class A extends B {}", "expected implements, found extends"),
+            ("class é implements Namespace {}", "'é' is not part of the language"),
+            ("", "declares no class"),
+        ] {
+            let error = parse(model).unwrap_err().to_string();
+            assert!(error.contains(problem), "{model}: {error}");
+        }
+    }
 }

@@ -91,25 +91,12 @@ pub fn decide(
             };
         }
     };
-    let publication = match publications.get(&uid, &key) {
-        None => {
-            return Protection::Unknown { policy: key.name, hash: compiled.hash };
-        }
-        Some(publication) => publication.filter(|publication| publication.hash == compiled.hash),
-    };
-    match publication.map(|publication| publication.standing) {
-        Some(Standing::Live) => {
-            Protection::Live { policy: key.name, hash: compiled.hash, decisions_url: decisions_url(class) }
-        }
-        Some(Standing::Unknown) => Protection::Unknown { policy: key.name, hash: compiled.hash },
-        Some(Standing::Pending { reason, message }) => {
-            Protection::Pending { policy: key.name, reason, message }
-        }
-        None => Protection::Pending {
-            policy: key.name,
-            reason: Reason::PropagatingRules,
-            message: format!("rules {} are not published yet", compiled.hash),
-        },
+    let policy = key.name.clone();
+    let hash = compiled.hash;
+    match publications.get(&uid, &key, &hash).standing {
+        Standing::Live => Protection::Live { policy, hash, decisions_url: decisions_url(class) },
+        Standing::Unknown => Protection::Unknown { policy, hash },
+        Standing::Pending { reason, message } => Protection::Pending { policy, reason, message },
     }
 }
 

@@ -65,12 +65,26 @@ impl Default for Publications {
 }
 
 impl Publications {
-    /// The publication of a policy. `None` while the class has not been looked
-    /// at; `Some(None)` when it has and knows nothing of the policy.
+    /// How the rules `hash` of a policy stand: unknown while the class has not
+    /// been looked at, pending while other rules or none are published.
     #[must_use]
-    #[allow(clippy::option_option, reason = "two different kinds of absence")]
-    pub fn get(&self, class: &str, policy: &PolicyKey) -> Option<Option<Publication>> {
-        self.lock().get(class).map(|class| class.publications.get(policy).cloned())
+    pub fn get(&self, class: &str, policy: &PolicyKey, hash: &str) -> Publication {
+        let classes = self.lock();
+        let Some(class) = classes.get(class) else {
+            return Publication { hash: hash.to_owned(), standing: Standing::Unknown, tuples: None };
+        };
+        let published = class.publications.get(policy);
+        match published.filter(|publication| publication.hash == hash) {
+            Some(publication) => publication.clone(),
+            None => Publication {
+                hash: hash.to_owned(),
+                standing: Standing::Pending {
+                    reason: Reason::PropagatingRules,
+                    message: format!("rules {hash} are not published yet"),
+                },
+                tuples: published.and_then(|publication| publication.tuples),
+            },
+        }
     }
 
     /// All publications of a class; empty while it has not been looked at.
@@ -156,11 +170,15 @@ mod tests {
     }
 
     #[test]
-    fn a_class_that_was_not_looked_at_is_told_apart_from_an_unknown_policy() {
+    fn rules_are_unknown_until_the_class_is_looked_at_and_then_live_or_pending() {
         let publications = Publications::default();
-        assert_eq!(publications.get("c", &key("a")), None);
+        let standing = |hash: &str| publications.get("c", &key("a"), hash).standing;
+        assert_eq!(standing("1"), Standing::Unknown);
         publications.replace("c", BTreeMap::new(), Refusals::new());
-        assert_eq!(publications.get("c", &key("a")), Some(None));
+        assert!(matches!(standing("1"), Standing::Pending { .. }));
+        publications.replace("c", [(key("a"), live("1"))].into(), Refusals::new());
+        assert_eq!(standing("1"), Standing::Live);
+        assert!(matches!(standing("2"), Standing::Pending { .. }), "older rules do not count");
     }
 
     #[tokio::test]

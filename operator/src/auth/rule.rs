@@ -148,9 +148,18 @@ fn quote(text: &str) -> String {
 #[derive(Clone, Debug)]
 pub struct UrlPattern {
     host: String,
-    /// Alternatives after the leading slash.
-    paths: String,
-    is_complement: bool,
+    paths: Paths,
+}
+
+/// Paths after the leading slash.
+#[derive(Clone, Debug)]
+enum Paths {
+    /// One of these alternatives. The empty one is the path `/`.
+    Within(String),
+    /// None of these.
+    Outside(String),
+    /// Every path.
+    All,
 }
 
 impl UrlPattern {
@@ -162,31 +171,24 @@ impl UrlPattern {
     /// When the regular expression does not compile, which would make
     /// Oathkeeper answer 500 to everything.
     pub fn within(host: &str, patterns: &BTreeSet<Pattern>) -> Result<Self, regex::Error> {
-        let pattern = Self { host: escape(host), paths: alternatives(patterns), is_complement: false };
-        pattern.regex()?;
-        Ok(pattern)
+        let paths = alternatives(patterns);
+        Regex::new(&paths)?;
+        Ok(Self { host: escape(host), paths: Paths::Within(paths) })
     }
 
     /// The requests to `host` whose path is not in `patterns`.
     #[must_use]
     pub fn outside(host: &str, patterns: &BTreeSet<Pattern>) -> Self {
-        Self { host: escape(host), paths: alternatives(patterns), is_complement: !patterns.is_empty() }
-    }
-
-    /// What Oathkeeper matches, in the grammar of the crate `regex`; for a
-    /// complement, what it does not match.
-    ///
-    /// # Errors
-    /// When it does not compile.
-    pub fn regex(&self) -> Result<Regex, regex::Error> {
-        Regex::new(&format!("^(?:https?)://(?:(?i:{}))(?:(?::[0-9]+)?)/(?:{})$", self.host, self.paths))
+        let paths = if patterns.is_empty() { Paths::All } else { Paths::Outside(alternatives(patterns)) };
+        Self { host: escape(host), paths }
     }
 
     fn render(&self) -> String {
-        let paths = match (self.is_complement, self.paths.as_str()) {
-            (true, paths) => format!("(?!(?:{paths})$).*"),
-            (false, "") => ".*".to_owned(),
-            (false, paths) => paths.to_owned(),
+        let paths = match &self.paths {
+            Paths::Within(paths) if paths.is_empty() => "(?:)".to_owned(),
+            Paths::Within(paths) => paths.clone(),
+            Paths::Outside(paths) => format!("(?!(?:{paths})$).*"),
+            Paths::All => ".*".to_owned(),
         };
         format!("<https?>://<(?i:{})><(?::[0-9]+)?>/<{paths}>", self.host)
     }

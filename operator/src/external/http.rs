@@ -64,6 +64,7 @@ pub fn client() -> reqwest::Result<Client> {
 }
 
 /// Turns a failed call into an [`Error`].
+#[must_use]
 pub fn failed(method: &Method, url: &str, source: reqwest::Error) -> Error {
     let mut cause: &dyn std::error::Error = &source;
     while let Some(inner) = cause.source() {

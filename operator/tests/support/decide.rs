@@ -18,9 +18,9 @@ fn is_match(pattern: &str, url: &str) -> bool {
     let (last, first) = groups.split_last().expect("every pattern ends with a group");
     let mut head = String::from("^");
     for (literal, group) in literals.iter().zip(first) {
-        head.push_str(&format!("{}({group})", regex::escape(literal)));
+        head = format!("{head}{}({group})", regex::escape(literal));
     }
-    head.push_str(&regex::escape(&literals[first.len()]));
+    head.push_str(&regex::escape(literals[first.len()]));
     if let Some(rest) = last.strip_prefix("(?!") {
         let refused = rest.strip_suffix("$).*").expect("a complement ends so");
         let found =

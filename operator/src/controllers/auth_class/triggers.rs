@@ -16,6 +16,7 @@ use crate::watch::Watched;
 
 /// An event for each object of `watched` that comes, goes or gets another spec.
 /// Changes of status, which the operator itself writes, are not among them.
+#[must_use]
 pub fn spec_changes<K>(watched: &Watched<K>) -> BoxStream<'static, ()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -39,6 +40,7 @@ where
 }
 
 /// Every object of `store` for every event; the queue keeps each once.
+#[must_use]
 pub fn all<K>(store: &Store<K>, events: BoxStream<'static, ()>) -> BoxStream<'static, ObjectRef<K>>
 where
     K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
@@ -53,6 +55,7 @@ where
 }
 
 /// The classes whose Oathkeeper is behind a slice that changed.
+#[must_use]
 pub fn pods(
     classes: &Store<AuthClass>,
     slices: &Watched<EndpointSlice>,

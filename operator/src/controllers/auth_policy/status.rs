@@ -34,9 +34,7 @@ pub fn status(
     match compiled {
         Err(rejection) => rejected(policy, &before, &rejection),
         Ok((uid, compiled)) => {
-            let publication = publications
-                .get(&uid, &key)
-                .map(|found| found.filter(|publication| publication.hash == compiled.hash));
+            let publication = publications.get(&uid, &key, &compiled.hash);
             accepted(policy, &before, compiled, publication)
         }
     }
@@ -56,34 +54,21 @@ fn rejected(
     Outcome::new(status, vec![rejection.finding(), programmed])
 }
 
-/// `publication` is as [`Publications::get`] has it.
 fn accepted(
     policy: &AuthPolicy,
     before: &AuthPolicyStatus,
     compiled: Compiled,
-    publication: Option<Option<Publication>>,
+    publication: Publication,
 ) -> Outcome<AuthPolicyStatus> {
-    let count_of = |publication: &Option<Option<Publication>>| match publication {
-        Some(Some(publication)) => publication.tuples,
-        _ => None,
-    };
     let mut findings = vec![if compiled.territory.missing.is_empty() {
         Finding::good(types::ACCEPTED, "the policy compiles")
     } else {
         Finding::waiting(types::ACCEPTED, Reason::TargetNotFound, compiled.territory.not_found())
     }];
-    let tuples = count(policy, before, count_of(&publication));
+    let tuples = count(policy, before, publication.tuples);
     let was_live = before.compiled_hash.as_deref() == Some(&compiled.hash)
         && is_true(&before.conditions, types::PROGRAMMED, policy.metadata.generation);
     let live = format!("{} rules are loaded by every ready Oathkeeper pod", compiled.rules.len());
-    let standing = match publication {
-        None | Some(Some(Publication { standing: Standing::Unknown, .. })) => None,
-        Some(Some(publication)) => Some(publication.standing),
-        Some(None) => Some(Standing::Pending {
-            reason: Reason::PropagatingRules,
-            message: format!("rules {} are not published yet", compiled.hash),
-        }),
-    };
     findings.push(if compiled.territory.hosts.is_empty() {
         let why = if compiled.territory.routes == 0 {
             "no target has a route that requires a policy"
@@ -92,18 +77,16 @@ fn accepted(
         };
         Finding::waiting(types::PROGRAMMED, Reason::NotExposed, why)
     } else {
-        match standing {
-            Some(Standing::Live) => Finding::good(types::PROGRAMMED, live),
+        match publication.standing {
+            Standing::Live => Finding::good(types::PROGRAMMED, live),
             // What was said before the operator restarted is said until it is known better.
-            None | Some(Standing::Unknown) if was_live => Finding::good(types::PROGRAMMED, live),
-            None | Some(Standing::Unknown) => Finding::waiting(
+            Standing::Unknown if was_live => Finding::good(types::PROGRAMMED, live),
+            Standing::Unknown => Finding::waiting(
                 types::PROGRAMMED,
                 Reason::PropagatingRules,
                 "the rules have not been confirmed since the operator started",
             ),
-            Some(Standing::Pending { reason, message }) => {
-                Finding::waiting(types::PROGRAMMED, reason, message)
-            }
+            Standing::Pending { reason, message } => Finding::waiting(types::PROGRAMMED, reason, message),
         }
     });
     let status = AuthPolicyStatus {

@@ -1,0 +1,204 @@
+//! Models and tuples in the real Keto, on PostgreSQL, with the chart's configuration.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "a test ends by panicking, and shares its support with other tests"
+)]
+
+#[path = "support/objects.rs"]
+mod objects;
+#[path = "postgres/server.rs"]
+mod server;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use objects::Objects;
+use peristyle::{
+    auth::{model, relations::Refusals},
+    external::{http, keto::Keto},
+};
+use peristyle_crds::v1alpha1::auth_policy::Tuple;
+use server::Server;
+use tempfile::TempDir;
+
+const SHOP: &str = include_str!("fixtures/auth/shop.yaml");
+const CONFIG: &str = include_str!("../../charts/peristyle-stack/files/keto.yaml");
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Running {
+    process: Child,
+    directory: TempDir,
+    _server: Server,
+    read: String,
+    write: String,
+    opl: String,
+    keto: Keto,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing to do about a process that is gone already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn binary() -> PathBuf {
+    let folder = std::env::var_os("PERISTYLE_BIN")
+        .expect("PERISTYLE_BIN is not set; run `cargo sandbox test`, which builds Keto and sets it");
+    let binary = Path::new(&folder).join("keto");
+    assert!(
+        binary.exists(),
+        "{} does not exist; run `cargo sandbox test`, which builds it",
+        binary.display()
+    );
+    binary
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+impl Running {
+    /// Starts Keto with the file that the agent writes first.
+    async fn start() -> Self {
+        let server = Server::start().await;
+        let account = server.creator().clone();
+        server.superuser("postgres").await.batch_execute("CREATE DATABASE keto OWNER creator").await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let namespaces = directory.path().join("namespaces.keto.ts");
+        fs::write(&namespaces, model::file([]).0.text).unwrap();
+        let mut config = CONFIG.replace("/etc/keto/namespaces.keto.ts", &namespaces.display().to_string());
+        let addresses = [4466, 4467, 4468, 4469].map(|usual| {
+            let (from, port) = (format!("host: 0.0.0.0, port: {usual}"), free_port());
+            assert!(config.contains(&from), "the chart's configuration has no {from:?} any more");
+            config = config.replace(&from, &format!("host: 127.0.0.1, port: {port}"));
+            format!("http://127.0.0.1:{port}")
+        });
+        let [read, write, _, opl] = addresses;
+        fs::write(directory.path().join("config.yaml"), config).unwrap();
+        let endpoint = server.endpoint("127.0.0.1");
+        let dsn = format!(
+            "postgres://{}:{}@{}:{}/keto?sslmode=disable",
+            account.user, account.password, endpoint.host, endpoint.port
+        );
+        let log = fs::File::create(directory.path().join("log")).unwrap();
+        let command = |arguments: &[&str]| {
+            let mut command = Command::new(binary());
+            command
+                .args(arguments)
+                .arg("--config")
+                .arg(directory.path().join("config.yaml"))
+                .env("DSN", &dsn)
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log.try_clone().unwrap());
+            command
+        };
+        assert!(command(&["migrate", "up", "--yes"]).status().unwrap().success());
+        let process = command(&["serve", "--sqa-opt-out"]).spawn().unwrap();
+        let keto = Keto::new(http::client().unwrap());
+        let running = Self { process, directory, _server: server, read, write, opl, keto };
+        running.shows(&["PeristyleNone"]).await;
+        running
+    }
+
+    /// Replaces the namespaces in one step.
+    fn load(&self, text: &str) {
+        let temporary = self.directory.path().join("new");
+        fs::write(&temporary, text).unwrap();
+        fs::rename(&temporary, self.directory.path().join("namespaces.keto.ts")).unwrap();
+    }
+
+    /// Waits until Keto has exactly these namespaces.
+    async fn shows(&self, namespaces: &[&str]) {
+        let wanted: BTreeSet<String> = namespaces.iter().map(|name| (*name).to_owned()).collect();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let found = self.keto.namespaces(&self.read).await;
+            if found.as_ref().is_ok_and(|found| *found == wanted) {
+                return;
+            }
+            let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < end, "{found:?} instead of {wanted:?}:\n{}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn tuple(object: &str, subject: &str) -> Tuple {
+    Tuple {
+        namespace: "Orders".to_owned(),
+        object: object.to_owned(),
+        relation: "readers".to_owned(),
+        subject: Some(subject.to_owned()),
+        subject_set: None,
+    }
+}
+
+#[tokio::test]
+async fn tuples_are_listed_as_written_page_by_page_and_deleted_one_by_one() {
+    let running = Running::start().await;
+    let plan = Objects::read(SHOP).plan(&Refusals::new());
+    assert_eq!(running.keto.check_syntax(&running.opl, &plan.namespaces_file().text).await.unwrap(), []);
+    running.load(&plan.namespaces_file().text);
+    running.shows(&["PeristyleNone", "Person", "Team", "Orders"]).await;
+
+    let none = BTreeSet::new();
+    let mut wanted = plan.all_tuples();
+    wanted.extend((0..1100).map(|n| tuple("many", &format!("s{n}"))));
+    running.keto.patch(&running.write, &wanted, &none).await.unwrap();
+    assert_eq!(running.keto.tuples(&running.read, "Orders").await.unwrap(), wanted);
+    let gone: BTreeSet<Tuple> = [tuple("many", "s7")].into();
+    let new: BTreeSet<Tuple> = [tuple("many", "after")].into();
+    running.keto.patch(&running.write, &new, &gone).await.unwrap();
+    let wanted: BTreeSet<Tuple> = wanted.difference(&gone).chain(&new).cloned().collect();
+    assert_eq!(running.keto.tuples(&running.read, "Orders").await.unwrap(), wanted);
+
+    let stranger = Tuple { namespace: "Nowhere".to_owned(), ..tuple("a", "b") };
+    let error = running.keto.patch(&running.write, &[stranger].into(), &none).await.unwrap_err();
+    assert!(error.to_string().contains("answered 404"), "{error}");
+}
+
+#[tokio::test]
+async fn an_error_in_a_model_is_told_with_the_line_of_its_policy() {
+    let running = Running::start().await;
+    let second = r#"---
+kind: AuthPolicy
+metadata: {name: second, namespace: shop, creationTimestamp: "2026-03-01T00:00:00Z"}
+spec:
+  targets: [{service: nobody}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}}]}, public: {}}]
+  relations:
+    model: |
+      class Second implements Namespace {
+        related: { a: Nobody[] }
+      }
+"#;
+    let plan = Objects::read(&format!("{SHOP}{second}")).plan(&Refusals::new());
+    let errors = running.keto.check_syntax(&running.opl, &plan.namespaces_file().text).await.unwrap();
+    let (key, line) = plan.author(errors[0].start.line).unwrap();
+    assert_eq!((key.name.as_str(), line), ("second", 2), "{errors:?}");
+    assert!(errors[0].message.contains("Nobody"), "{errors:?}");
+}
+
+#[tokio::test]
+async fn keto_would_take_a_class_in_an_unfinished_permission_for_one_at_the_top() {
+    // The reason why our own reading of a model is stricter than Keto's.
+    let running = Running::start().await;
+    let model =
+        "class A implements Namespace { permits = { a: (ctx) => } class Stolen implements Namespace {} }";
+    assert_eq!(running.keto.check_syntax(&running.opl, model).await.unwrap(), []);
+    running.load(model);
+    running.shows(&["A", "Stolen"]).await;
+    assert!(model::parse(model).is_err());
+}
