@@ -1,5 +1,6 @@
 //! Databases on a real API server and a real PostgreSQL, administered by a
 //! role that is no superuser.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../../operator/tests/postgres/server.rs"]
 #[allow(dead_code, reason = "the operator's own tests use the rest of it")]

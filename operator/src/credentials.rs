@@ -1,10 +1,10 @@
 //! Secrets with a generated password. The Secret is written before the server
 //! learns the password: after a crash in between the password is still known.
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
 use peristyle_crds::FIELD_MANAGER;
 
@@ -26,7 +26,8 @@ pub struct Stored {
 /// The password in the Secret of `metadata`, with the rest of the Secret as
 /// `build` makes it from the password.
 ///
-/// A Secret that is missing is created with a new password. A password that is
+/// A Secret that is missing is created with a new password, also where one of
+/// a deleted object of the same name still lies. A password that is
 /// not one of ours (edited by hand) is replaced.
 ///
 /// # Errors
@@ -40,7 +41,20 @@ pub async fn ensure(
     let name = metadata.name.clone().unwrap_or_default();
     let api: Api<Secret> =
         Api::namespaced(ctx.client.clone(), metadata.namespace.as_deref().unwrap_or_default());
+    let owner = metadata.owner_references.iter().flatten().next();
     let mut live = within_deadline("get", &name, api.get_opt(&name)).await?;
+    if let Some(orphan) = live.as_ref().filter(|live| owner.is_some_and(|o| is_of_predecessor(live, o))) {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: orphan.uid(), resource_version: None }),
+            ..DeleteParams::background()
+        };
+        match within_deadline("delete", &name, api.delete(&name, &params)).await {
+            Err(Error::Request { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_not_found()) =>
+                {}
+            result => drop(result?),
+        }
+        live = None;
+    }
     if live.is_none() {
         let password = Password::generate();
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -54,8 +68,7 @@ pub async fn ensure(
             Err(error) => return Err(error),
         }
     }
-    let owner = metadata.owner_references.iter().flatten().next().map(|o| o.uid.as_str());
-    let Some(live) = live.filter(|live| owner.is_some_and(|uid| is_controlled_by(live, uid))) else {
+    let Some(live) = live.filter(|live| owner.is_some_and(|o| is_controlled_by(live, &o.uid))) else {
         return Err(Error::NameConflict { kind: "Secret".to_owned(), name });
     };
     let kept = live.data.iter().flatten().find(|(key, _)| *key == PASSWORD);
@@ -68,6 +81,18 @@ pub async fn ensure(
     }
     let applied = ctx.applier.apply(None, &desired).await?;
     Ok(stored(password, &applied))
+}
+
+/// Whether `secret` belonged to an object of the owner's name that is gone,
+/// since there is another now; the cluster has only not cleared it away yet.
+fn is_of_predecessor(secret: &Secret, owner: &OwnerReference) -> bool {
+    secret.owner_references().iter().any(|found| {
+        found.controller == Some(true)
+            && found.api_version == owner.api_version
+            && found.kind == owner.kind
+            && found.name == owner.name
+            && found.uid != owner.uid
+    })
 }
 
 fn stored(password: Password, secret: &Secret) -> Stored {

@@ -1,5 +1,6 @@
 //! The planner and the client against a real PostgreSQL, once with a superuser
 //! and once with an administrator that has CREATEROLE and CREATEDB only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "postgres/server.rs"]
 mod server;
@@ -62,11 +63,11 @@ async fn assert_works(server: &Server, desired: &Desired, passwords: &Passwords)
     let reader = connect(server, desired, passwords, RoleName::Reader).await.unwrap();
     let row = reader.query_one("SELECT text FROM notes", &[]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), "two");
-    let owned = owner
+    let table = owner
         .query_one("SELECT tableowner::text FROM pg_tables WHERE tablename = 'notes'", &[])
         .await
         .unwrap();
-    assert_eq!(owned.get::<_, &str>(0), desired.names.group(RoleName::Owner).as_str());
+    assert_eq!(table.get::<_, &str>(0), desired.names.group(RoleName::Owner).as_str());
     owner.batch_execute("DROP TABLE notes").await.unwrap();
 }
 
@@ -380,7 +381,7 @@ async fn certificate_and_host_name_are_checked() {
 #[tokio::test]
 async fn a_wrong_password_of_the_administrator_is_not_taken_for_a_server_that_is_down() {
     let server = Server::start().await;
-    let mine = server.client(&Account::new("postgres", "wrong"), "postgres").await.err().unwrap();
+    let mine = server.client(&Account::new(&server.creator().user, "wrong"), "postgres").await.err().unwrap();
     assert_eq!(mine.code().unwrap().code(), "28P01");
     let session = server.session(Admin::CreateRole).await;
     let superuser = server.superuser("postgres").await;
