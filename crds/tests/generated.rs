@@ -1,4 +1,5 @@
 //! The committed CRDs are the ones the types produce, and every property says what it is for.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,

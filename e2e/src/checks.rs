@@ -18,7 +18,7 @@ const CARGO_DENY: &str = "0.20.2";
 /// Test binaries of this crate on a control plane of their own.
 const CONTROL_PLANE_TESTS: [&str; 3] = ["schema", "controllers", "databases"];
 /// Test binaries of this crate on the full sandbox with charts and example.
-const SANDBOX_TESTS: [&str; 5] = ["converge", "calls", "closed", "secrets", "quiet"];
+const SANDBOX_TESTS: [&str; 6] = ["converge", "calls", "closed", "secrets", "embedded", "quiet"];
 
 /// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
 ///

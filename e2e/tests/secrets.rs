@@ -1,5 +1,6 @@
 //! One tenant's credentials open nothing of another's, and stand nowhere but
 //! in their Secret.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 

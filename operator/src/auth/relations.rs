@@ -71,7 +71,7 @@ impl Namespaces {
                 return Err(Rejection::stalled(
                     Reason::Conflicted,
                     format!(
-                        "spec.relations.model: class {name} is declared by the older {}; choose another name",
+                        "spec.relations.model: class {name} is declared by {}, which is older; choose another name",
                         namespace.owner.told_to(key)
                     ),
                 ));

@@ -9,7 +9,7 @@ pub mod triggers;
 pub mod validate;
 pub mod workload;
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use kube::ResourceExt;
 use peristyle_crds::{
@@ -18,46 +18,18 @@ use peristyle_crds::{
     v1alpha1::{Service, ServiceStatus},
 };
 
+use self::route::Routes;
 use crate::{
+    apply::Error,
+    conditions::{Finding, State},
     context::Context,
     metadata::Owner,
     reconcile::{self, Outcome},
-    retry::{Class, Classified},
 };
 
-/// Why a pass over a Service ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The spec contradicts itself.
-    #[error(transparent)]
-    Invalid(#[from] validate::Invalid),
-    /// A child could not be written.
-    #[error(transparent)]
-    Apply(#[from] crate::apply::Error),
-}
-
-impl Classified for Error {
-    fn class(&self) -> Class {
-        match self {
-            Self::Invalid(_) => Class::Terminal,
-            Self::Apply(error) => error.class(),
-        }
-    }
-
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Invalid(_) => Reason::Invalid,
-            Self::Apply(error) => error.reason(),
-        }
-    }
-
-    fn condition(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => types::READY,
-            Self::Apply(error) => error.condition(),
-        }
-    }
-}
+/// How often a name that somebody else has is looked at again: nothing tells
+/// when the object is gone, since the caches hold only ours.
+const CONFLICT: Duration = Duration::from_secs(60);
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
@@ -72,8 +44,36 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let edge = build::edge(&owner, &routes);
     // First of all: a spec that is refused below must not keep a route open.
     apply::withdraw(&ctx, &owner, &edge).await?;
-    let validated = validate::validate(&service, &observed)?;
+    let validated = match validate::validate(&service, &observed) {
+        Ok(validated) => validated,
+        Err(invalid) => return Ok(stalled(&service, &routes, Reason::Invalid, &invalid)),
+    };
     let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
-    let applied = apply::apply(&ctx, &owner, &desired).await?;
+    let applied = match apply::apply(&ctx, &owner, &desired).await {
+        Ok(applied) => applied,
+        Err(error @ Error::NameConflict { .. }) => {
+            return Ok(Outcome {
+                requeue: Some(CONFLICT),
+                ..stalled(&service, &routes, Reason::NameConflict, &error)
+            });
+        }
+        Err(error) => return Err(error),
+    };
     Ok(status::outcome(&ctx, &service, &validated, &routes, &applied))
+}
+
+/// Nothing was written but what had to be withdrawn: the last status, without
+/// the addresses of routes that are no longer served.
+fn stalled(
+    service: &Service,
+    routes: &Routes,
+    reason: Reason,
+    cause: &dyn Display,
+) -> Outcome<ServiceStatus> {
+    let mut status = service.status.clone().unwrap_or_default();
+    status.urls.retain(|url| routes.urls.contains(url));
+    status.url = status.urls.first().map(|url| url.url.clone());
+    let mut findings = vec![Finding::stalled(types::READY, reason, cause.to_string())];
+    findings.extend(Some(routes.finding()).filter(|finding| finding.state != State::Good));
+    Outcome::new(status, findings)
 }

@@ -118,9 +118,7 @@ impl Entry<'_> {
                 return;
             }
         };
-        if let Some(problem) = self.withheld_because(protection) {
-            routes.problems.push(problem);
-        }
+        let mut withheld = None;
         for (name, HostView { url, serving }) in hosts {
             let host = match Host::parse(name) {
                 Ok(host) => host,
@@ -145,7 +143,9 @@ impl Entry<'_> {
                 (None, AuthMode::Required) => Guard::required(protection, serving.as_ref()),
             };
             taken.extend(claims);
-            if guard != Guard::Withheld {
+            if guard == Guard::Withheld {
+                withheld = self.withheld_because(protection);
+            } else {
                 routes.urls.push(RouteUrl {
                     name: self.expose.name.clone(),
                     url: format!("{url}{}", paths.first().map_or("", RoutePath::as_str)),
@@ -162,12 +162,10 @@ impl Entry<'_> {
                 guard,
             });
         }
+        routes.problems.extend(withheld);
     }
 
     fn withheld_because(&self, protection: &RouteProtection) -> Option<Finding> {
-        if self.expose.auth_mode() == AuthMode::Public {
-            return None;
-        }
         let name = &self.expose.name;
         Some(match protection {
             RouteProtection::Live { .. } => return None,

@@ -147,6 +147,8 @@ fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<Strin
     for binding in &service.spec.databases {
         match bound(service, binding, observed) {
             Ok(bound) => drop(secrets.insert(binding.name.clone(), bound)),
+            // Two bindings of one Database have one problem.
+            Err(problem) if problems.contains(&problem) => {}
             Err(problem) => problems.push(problem),
         }
     }

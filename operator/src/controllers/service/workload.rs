@@ -205,3 +205,172 @@ fn exit(state: &ContainerState) -> Option<String> {
         _ => format!("exit {}", terminated.exit_code),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::conditions::State;
+
+    fn deployment(status: &Value) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "orders", "generation": 2},
+            "spec": {"replicas": 2, "selector": {}, "template": {}},
+            "status": status
+        }))
+        .unwrap()
+    }
+
+    fn pod(name: &str, instance: &str, status: &Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/instance": instance}},
+            "status": status
+        }))
+        .unwrap()
+    }
+
+    fn container(state: &Value, last: &Value, restarts: i32) -> Value {
+        json!({"containerStatuses": [{
+            "name": "orders", "image": "r.test/o:1", "imageID": "", "ready": false,
+            "restartCount": restarts, "state": state, "lastState": last
+        }]})
+    }
+
+    fn judged(status: &Value, pods: &[Pod]) -> Finding {
+        let pods: Vec<&Pod> = pods.iter().collect();
+        finding(Some(&deployment(status)), &HookState::Done, &[], "r.test/o:1", &pods)
+    }
+
+    fn starting() -> Value {
+        json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1})
+    }
+
+    #[rstest]
+    #[case::crash_loop(
+        container(&json!({"waiting": {"reason": "CrashLoopBackOff"}}), &json!({"terminated": {"exitCode": 1}}), 3),
+        State::Failed, "orders-a: CrashLoopBackOff (exit 1)"
+    )]
+    #[case::between_two_crashes(
+        container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 1}}), 4),
+        State::Failed, "orders-a: CrashLoopBackOff (exit 1)"
+    )]
+    #[case::out_of_memory(
+        container(&json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), &json!({}), 1),
+        State::Failed, "orders-a: CrashLoopBackOff (out of memory)"
+    )]
+    #[case::image(
+        container(&json!({"waiting": {"reason": "ErrImagePull", "message": "at 12:00"}}), &json!({}), 0),
+        State::Failed, "orders-a: ImagePullBackOff (image r.test/o:1)"
+    )]
+    #[case::key_of_a_secret(
+        container(&json!({"waiting": {"reason": "CreateContainerConfigError", "message": "couldn't find key k in Secret shop/s"}}), &json!({}), 0),
+        State::Waiting, "orders-a: CreateContainerConfigError: couldn't find key k in Secret shop/s"
+    )]
+    #[case::unschedulable(
+        json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}]}),
+        State::Waiting, "orders-a: Unschedulable: 0/1 nodes are available"
+    )]
+    #[case::starting(
+        container(&json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}), 0),
+        State::Waiting, "orders: 1 of 2 pods are available"
+    )]
+    fn an_unavailable_workload_names_the_pod_and_the_cause(
+        #[case] status: Value,
+        #[case] state: State,
+        #[case] message: &str,
+    ) {
+        let finding = judged(&starting(), &[pod("orders-a", "orders", &status)]);
+        assert_eq!((finding.state, finding.message.as_str()), (state, message));
+    }
+
+    #[test]
+    fn the_worst_pod_is_named_whatever_the_order() {
+        let crash = container(
+            &json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            &json!({"terminated": {"exitCode": 1}}),
+            3,
+        );
+        let config = container(
+            &json!({"waiting": {"reason": "CreateContainerConfigError", "message": "m"}}),
+            &json!({}),
+            0,
+        );
+        let mut pods = [
+            pod("orders-a", "orders", &config),
+            pod("orders-c", "orders", &crash),
+            pod("orders-b", "orders", &crash),
+            pod("orders-migrate", "orders-migrate-1", &crash),
+        ];
+        let first = judged(&starting(), &pods);
+        assert_eq!(first.message, "orders-b: CrashLoopBackOff (exit 1)");
+        pods.reverse();
+        assert_eq!(judged(&starting(), &pods), first);
+    }
+
+    #[test]
+    fn a_finished_rollout_is_good_and_one_of_an_older_generation_is_not() {
+        let mut status =
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
+        assert_eq!(judged(&status, &[]).state, State::Good);
+        status["observedGeneration"] = json!(1);
+        assert_eq!(judged(&status, &[]).state, State::Waiting);
+    }
+
+    #[test]
+    fn old_pods_beside_the_new_ones_are_a_rollout_in_progress() {
+        let status =
+            json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3});
+        assert_eq!(judged(&status, &[]).reason, Reason::RolloutInProgress);
+    }
+
+    #[test]
+    fn a_refused_pod_is_told_without_its_random_name() {
+        let mut status = starting();
+        status["conditions"] = json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+            "message": "pods \"orders-7f9c-x2x4z\" is forbidden: exceeded quota: q"}]);
+        let finding = judged(&status, &[]);
+        assert_eq!(finding.message, "orders: pods cannot be created: exceeded quota: q");
+        assert_eq!(finding.state, State::Failed);
+    }
+
+    #[test]
+    fn a_missed_deadline_is_a_failure() {
+        let mut status = starting();
+        status["conditions"] =
+            json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
+        assert_eq!(judged(&status, &[]).reason, Reason::RolloutFailed);
+    }
+
+    #[test]
+    fn a_failed_hook_stalls_with_the_exit_code_of_its_pod() {
+        let failed = HookState::Failed {
+            hook: "migrate".to_owned(),
+            job: "orders-migrate-1".to_owned(),
+            reason: "BackoffLimitExceeded".to_owned(),
+        };
+        let status = container(&json!({"terminated": {"exitCode": 2, "reason": "Error"}}), &json!({}), 0);
+        let pod = pod("orders-migrate-1-x", "orders-migrate-1", &status);
+        let with_pod = finding(None, &failed, &[], "x", &[&pod]);
+        assert_eq!(with_pod.state, State::Stalled);
+        assert_eq!(
+            with_pod.message,
+            "hook migrate (Job orders-migrate-1) failed: orders-migrate-1-x: Terminated (exit 2); change the image or the hook to run it again"
+        );
+        let without = finding(None, &failed, &[], "x", &[]);
+        assert!(without.message.contains("failed: BackoffLimitExceeded"), "{}", without.message);
+    }
+
+    #[test]
+    fn what_is_missing_holds_the_first_rollout_and_keeps_a_running_one() {
+        let hold = Finding::waiting(CONDITION, Reason::ReferenceMissing, "Secret s does not exist");
+        let first = finding(None, &HookState::Held, std::slice::from_ref(&hold), "x", &[]);
+        assert_eq!(first.message, "Secret s does not exist");
+        let good =
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
+        let later = finding(Some(&deployment(&good)), &HookState::Held, &[hold], "x", &[]);
+        assert_eq!(later.message, "Secret s does not exist; the running pods are kept");
+        assert_eq!(later.state, State::Waiting);
+    }
+}

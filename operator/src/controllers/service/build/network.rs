@@ -95,7 +95,7 @@ pub fn edge_errors(owner: &Owner, pods: Option<&EdgeErrors>) -> EdgeErrorsBacken
         endpoint_slice: pods.map(|pods| EndpointSlice {
             metadata: slice_metadata(owner, &name),
             address_type: pods.address_type.clone(),
-            endpoints: pods.addresses.iter().map(endpoint).collect(),
+            endpoints: pods.addresses.iter().map(|address| endpoint(address)).collect(),
             ports: Some(vec![EndpointPort {
                 name: Some(port_name.to_owned()),
                 port: Some(EDGE_ERRORS_PORT),
@@ -116,9 +116,9 @@ fn slice_metadata(owner: &Owner, service: &str) -> ObjectMeta {
     metadata
 }
 
-fn endpoint(address: &String) -> Endpoint {
+fn endpoint(address: &str) -> Endpoint {
     Endpoint {
-        addresses: vec![address.clone()],
+        addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions { ready: Some(true), ..EndpointConditions::default() }),
         ..Endpoint::default()
     }
