@@ -28,7 +28,10 @@ pub enum Protection {
         /// Hash of its compiled rules.
         hash: String,
     },
-    /// A policy targets it but its rules are not live.
+    /// A policy targets it but its rules are not live. A change of rules passes
+    /// through here: the route is withheld from the change until every pod
+    /// decides by the new rules, usually for less than a second. Tuples and
+    /// models change without it.
     Pending {
         /// Name of the policy.
         policy: String,

@@ -204,7 +204,7 @@ impl Step<'_> {
         self.baseline(progress).await?;
         let read = &self.class.spec.keto.read_url;
         let write = &self.class.spec.keto.write_url;
-        let recorded = self.record(progress, &record_slot).await?;
+        let mut recorded = self.record(progress, &record_slot).await?;
 
         // Tuples of a namespace can only be deleted while Keto knows it.
         let visible = self.keto.namespaces(read).await?;
@@ -219,6 +219,8 @@ impl Step<'_> {
             if !delete.is_empty() {
                 self.keto.patch(write, &BTreeSet::new(), &delete).await?;
             }
+            recorded.retain(|tuple| !leaving.contains(tuple));
+            self.write_record(progress, &record_slot, &recorded).await?;
         }
         config_maps::write(self.ctx, self.owner, progress, &slot, &file.text).await?;
         if self.keto.namespaces(read).await? != file.namespaces {
@@ -235,8 +237,7 @@ impl Step<'_> {
             self.keto.patch(write, &insert, &delete).await?;
         }
         // What could not be deleted would grant again if its namespace came back.
-        let lingering = unknown.difference(&leaving).cloned();
-        let record: BTreeSet<Tuple> = wanted.iter().cloned().chain(lingering).collect();
+        let record: BTreeSet<Tuple> = wanted.union(&unknown).cloned().collect();
         self.write_record(progress, &record_slot, &record).await?;
         progress.relations = Some(Brought { file, tuples: wanted, record });
         Ok(())
