@@ -6,10 +6,10 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
+use crate::demo;
 use crate::packages;
 use crate::progress::Progress;
-use crate::sandbox::{self, Wanted};
-use crate::stack::{self, EDGE_PORT};
+use crate::stack;
 use crate::state::{State, cache_dir};
 use crate::substrate::{self, Component};
 
@@ -44,7 +44,8 @@ pub async fn run(state: &State) -> Result<()> {
     p.step("cargo doc", cargo(&doc, &[("RUSTDOCFLAGS", "-D warnings")])).await?;
     p.step("cargo deny", deny(p)).await?;
 
-    packages::ensure(p).await?;
+    packages::ensure(packages::NODE, p).await?;
+    packages::ensure(packages::TESTS, p).await?;
     let programs = substrate::build(&Component::ALL, p).await?;
     let bin = substrate::folder(&programs)?;
     let unit = ["test", "--workspace", "--locked"];
@@ -53,8 +54,7 @@ pub async fn run(state: &State) -> Result<()> {
     p.step("control-plane tests", cluster_tests(&CONTROL_PLANE_TESTS)).await?;
     p.step("sandbox life cycle", cluster_tests(&["lifecycle"])).await?;
 
-    sandbox::up(state, &Wanted::Full { network: None, published: vec![EDGE_PORT] }).await?;
-    p.step("charts and images", stack::install(state)).await?;
+    p.step("demo", demo::run(state)).await?;
     p.step("end-to-end tests", cluster_tests(&SANDBOX_TESTS)).await?;
     eprintln!("\n{}", progress.table());
     Ok(())

@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::state::cache_dir;
 
 /// What a node needs. `mmdebstrap` and `busybox-static` make its images.
-const PACKAGES: [&str; 12] = [
+pub const NODE: &[&str] = &[
     "busybox-static",
     "ca-certificates",
     "conntrack",
@@ -24,21 +24,24 @@ const PACKAGES: [&str; 12] = [
     "socat",
 ];
 
-/// Installs what is missing when run as root.
+/// What the tests run programs of: database servers of their own, certificates for them.
+pub const TESTS: &[&str] = &["openssl", "postgresql-15"];
+
+/// Installs those of `wanted` that are missing when run as root.
 ///
 /// # Errors
 /// Without root the error is the line to run; as root, when apt-get fails.
-pub async fn ensure(progress: &Progress) -> Result<()> {
+pub async fn ensure(wanted: &'static [&'static str], progress: &Progress) -> Result<()> {
     // Exits with 1 when one of the packages is unknown: the output tells which are there.
     let mut query = Command::new("dpkg-query");
-    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]).args(PACKAGES);
+    query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n"]).args(wanted);
     let known = match query.kill_on_drop(true).output().await {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => bail!(
             "cannot run dpkg-query ({error}): the sandbox needs Debian or a distribution made of it, or use a cluster that exists with --kubeconfig"
         ),
     };
-    let missing = missing(&known);
+    let missing = missing(wanted, &known);
     if missing.is_empty() {
         return Ok(());
     }
@@ -59,9 +62,9 @@ async fn apt(missing: &[&str]) -> Result<()> {
     command::logged(install.env("DEBIAN_FRONTEND", "noninteractive"), &log).await
 }
 
-fn missing(known: &str) -> Vec<&'static str> {
+fn missing(wanted: &[&'static str], known: &str) -> Vec<&'static str> {
     let installed = |name: &&&str| known.lines().any(|line| line == format!("{name} installed"));
-    PACKAGES.iter().filter(|name| !installed(name)).copied().collect()
+    wanted.iter().filter(|name| !installed(name)).copied().collect()
 }
 
 #[cfg(test)]
@@ -70,10 +73,10 @@ mod tests {
 
     #[test]
     fn a_removed_or_unknown_package_is_missing() {
-        let all: Vec<_> = PACKAGES.iter().map(|name| format!("{name} installed")).collect();
-        assert!(missing(&all.join("\n")).is_empty());
+        let all: Vec<_> = NODE.iter().map(|name| format!("{name} installed")).collect();
+        assert!(missing(NODE, &all.join("\n")).is_empty());
         let removed = all.join("\n").replace("runc installed", "runc config-files");
-        assert_eq!(missing(&removed), ["runc"]);
-        assert_eq!(missing(""), PACKAGES);
+        assert_eq!(missing(NODE, &removed), ["runc"]);
+        assert_eq!(missing(NODE, ""), NODE);
     }
 }

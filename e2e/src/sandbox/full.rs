@@ -38,7 +38,7 @@ pub(super) async fn up(
             "a node needs root for its containers and devices: run the command as root; `up --control-plane` works without"
         );
     }
-    packages::ensure(progress).await?;
+    packages::ensure(packages::NODE, progress).await?;
     namespaces::check_ports(published).await?;
     let network = network::choose(network).await?;
     let cluster = Kind::Full { network, published: published.to_vec() };
