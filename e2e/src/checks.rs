@@ -54,7 +54,7 @@ pub async fn run(state: &State) -> Result<()> {
     p.step("control-plane tests", cluster_tests(&CONTROL_PLANE_TESTS)).await?;
     p.step("sandbox life cycle", cluster_tests(&["lifecycle"])).await?;
 
-    p.step("demo", demo::run(state)).await?;
+    p.step("demo", Box::pin(demo::run(state))).await?;
     p.step("end-to-end tests", cluster_tests(&SANDBOX_TESTS)).await?;
     eprintln!("\n{}", progress.table());
     Ok(())

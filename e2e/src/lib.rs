@@ -16,6 +16,7 @@ pub mod example;
 pub mod images;
 pub mod kubectl;
 pub mod node;
+pub mod operated;
 pub mod packages;
 pub mod progress;
 pub mod sandbox;

@@ -4,101 +4,55 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use e2e::{command, control_plane::ControlPlane, stack, wait};
+use e2e::operated::{NAMESPACE, Operated};
+use e2e::{stack, wait};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Namespace, Service as CoreService, ServiceAccount},
+    core::v1::{ConfigMap, Service as CoreService, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{
         ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
         PostParams,
     },
 };
-use peristyle::{config::Config, run};
 use peristyle_crds::v1alpha1::{EdgeClass, Service};
+use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::{process::Command, task::JoinHandle};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const NAMESPACE: &str = "shop";
 
-#[derive(Parser)]
-struct Arguments {
-    #[command(flatten)]
-    config: Config,
-}
-
-/// A control plane with all definitions and one operator.
-struct Bench {
-    client: Client,
-    operator: Option<JoinHandle<()>>,
-    plane: ControlPlane,
-}
+/// An operator with an edge to serve.
+struct Bench(Operated);
 
 impl Bench {
     async fn start() -> Result<Self> {
-        let plane = ControlPlane::start().await?;
-        let kubectl = async |arguments: &[&str]| {
-            let mut kubectl = Command::new(plane.state().program("kubectl"));
-            command::output(kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments)).await
-        };
-        stack::install_definitions(kubectl).await?;
-        let client = plane.client().await?;
-        for name in [stack::SYSTEM_NAMESPACE, NAMESPACE] {
-            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-            Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-        }
+        let mut operated = Operated::prepare().await?;
         let class: EdgeClass = serde_json::from_value(json!({
             "apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
             "metadata": {"name": "public", "annotations": {"peristyle.dev/is-default-class": "true"}},
             "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
                      "hosts": {"template": "{service}.{namespace}.example.com"}}
         }))?;
-        Api::<EdgeClass>::all(client.clone()).create(&PostParams::default(), &class).await?;
+        Api::<EdgeClass>::all(operated.client.clone()).create(&PostParams::default(), &class).await?;
         // Stands for the pods of edge-errors, which no node runs here.
         let slice: EndpointSlice = serde_json::from_value(json!({
             "metadata": {"name": "edge-errors", "labels": {"kubernetes.io/service-name": "edge-errors"}},
             "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]
         }))?;
-        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), stack::SYSTEM_NAMESPACE);
+        let slices: Api<EndpointSlice> = Api::namespaced(operated.client.clone(), stack::SYSTEM_NAMESPACE);
         slices.create(&PostParams::default(), &slice).await?;
-        let mut bench = Self { client, operator: None, plane };
-        bench.operate("first").await?;
-        Ok(bench)
-    }
-
-    /// Starts an operator in this process, after the one before was cut off.
-    async fn operate(&mut self, identity: &str) -> Result<()> {
-        if let Some(operator) = self.operator.take() {
-            operator.abort();
-        }
-        let config =
-            Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config;
-        // A client of its own: cutting off the operator must not cut off the test.
-        let client = self.plane.client().await?;
-        self.operator = Some(tokio::spawn(async move {
-            if let Err(error) = run::operate(client, config).await {
-                eprintln!("the operator ended: {error:#}");
-            }
-        }));
-        Ok(())
-    }
-
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
-    {
-        Api::namespaced(self.client.clone(), NAMESPACE)
+        operated.operate("first").await?;
+        Ok(Self(operated))
     }
 
     async fn apply(&self, name: &str, spec: serde_json::Value) -> Result<()> {
         let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
-        self.api::<Service>()
+        self.0
+            .api::<Service>()
             .patch(name, &PatchParams::apply("team").force(), &Patch::Apply(&object))
             .await?;
         Ok(())
@@ -110,13 +64,13 @@ impl Bench {
         what: &str,
         condition: impl Fn(&Deployment) -> bool,
     ) -> Result<Deployment> {
-        wait::object(&self.api::<Deployment>(), name, what, PATIENCE, condition).await
+        wait::object(&self.0.api::<Deployment>(), name, what, PATIENCE, condition).await
     }
 
     fn routes(&self) -> Api<DynamicObject> {
         let resource =
             ApiResource::from_gvk(&GroupVersionKind::gvk("traefik.io", "v1alpha1", "IngressRoute"));
-        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+        Api::namespaced_with(self.0.client.clone(), NAMESPACE, &resource)
     }
 
     async fn route_names(&self, service: &str) -> Result<Vec<String>> {
@@ -127,10 +81,11 @@ impl Bench {
     /// What changes when somebody writes one of the children.
     async fn versions(&self, name: &str) -> Result<Vec<(String, Option<String>)>> {
         // A Deployment's resource version moves with its status.
-        let generation = self.api::<Deployment>().get(name).await?.metadata.generation;
+        let generation = self.0.api::<Deployment>().get(name).await?.metadata.generation;
         let mut versions =
             vec![("Deployment".to_owned(), generation.map(|generation| generation.to_string()))];
-        versions.push(("Service".to_owned(), self.api::<CoreService>().get(name).await?.resource_version()));
+        versions
+            .push(("Service".to_owned(), self.0.api::<CoreService>().get(name).await?.resource_version()));
         let routes = self.routes().list(&ListParams::default()).await?;
         versions.extend(routes.iter().map(|route| (route.name_any(), route.resource_version())));
         Ok(versions)
@@ -138,18 +93,10 @@ impl Bench {
 
     /// Reason and message of a condition.
     async fn condition(&self, name: &str, type_: &str) -> Result<(String, String)> {
-        let service = self.api::<Service>().get(name).await?;
+        let service = self.0.api::<Service>().get(name).await?;
         let status = service.status.context("no status yet")?;
         let found = status.conditions.iter().find(|c| c.type_ == type_).context("no such condition yet")?;
         Ok((found.reason.clone(), found.message.clone()))
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        if let Some(operator) = self.operator.take() {
-            operator.abort();
-        }
     }
 }
 
@@ -164,7 +111,7 @@ async fn what_is_edited_or_deleted_by_hand_is_restored_and_what_others_own_stays
     bench.deployment("orders", "the Deployment exists", |d| replicas(d) == Some(3)).await.unwrap();
 
     let edit = json!({"metadata": {"labels": {"team": "blue"}}, "spec": {"replicas": 7}});
-    bench.api::<Deployment>().patch("orders", &PatchParams::default(), &Patch::Merge(edit)).await.unwrap();
+    bench.0.api::<Deployment>().patch("orders", &PatchParams::default(), &Patch::Merge(edit)).await.unwrap();
     let restored =
         bench.deployment("orders", "replicas are restored", |d| replicas(d) == Some(3)).await.unwrap();
     assert_eq!(
@@ -173,43 +120,26 @@ async fn what_is_edited_or_deleted_by_hand_is_restored_and_what_others_own_stays
         "a label of others was removed"
     );
 
-    for delete in ["core service", "service account", "deployment"] {
-        let params = DeleteParams::default();
-        let uid = match delete {
-            "core service" => bench
-                .api::<CoreService>()
-                .delete("orders", &params)
-                .await
-                .unwrap()
-                .left()
-                .and_then(|o| o.uid()),
-            "service account" => bench
-                .api::<ServiceAccount>()
-                .delete("orders", &params)
-                .await
-                .unwrap()
-                .left()
-                .and_then(|o| o.uid()),
-            _ => bench
-                .api::<Deployment>()
-                .delete("orders", &params)
-                .await
-                .unwrap()
-                .left()
-                .and_then(|o| o.uid()),
-        };
-        wait::until(&format!("the {delete} is back"), PATIENCE, async || {
-            let now = match delete {
-                "core service" => bench.api::<CoreService>().get("orders").await?.uid(),
-                "service account" => bench.api::<ServiceAccount>().get("orders").await?.uid(),
-                _ => bench.api::<Deployment>().get("orders").await?.uid(),
-            };
-            ensure!(now != uid, "it is still the old one");
-            Ok(())
-        })
-        .await
-        .unwrap();
-    }
+    comes_back_after_deletion::<CoreService>(&bench).await.unwrap();
+    comes_back_after_deletion::<ServiceAccount>(&bench).await.unwrap();
+    comes_back_after_deletion::<Deployment>(&bench).await.unwrap();
+}
+
+async fn comes_back_after_deletion<K>(bench: &Bench) -> Result<()>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    let api = bench.0.api::<K>();
+    let before = api.get("orders").await?.uid();
+    api.delete("orders", &DeleteParams::default()).await?;
+    wait::until(&format!("{} orders is back", K::kind(&())), PATIENCE, async || {
+        ensure!(api.get("orders").await?.uid() != before, "it is still the old one");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -219,7 +149,7 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
         "metadata": {"name": "orders"}, "spec": {"ports": [{"port": 1234}], "selector": {"app": "legacy"}}
     }))
     .unwrap();
-    let foreign = bench.api::<CoreService>().create(&PostParams::default(), &foreign).await.unwrap();
+    let foreign = bench.0.api::<CoreService>().create(&PostParams::default(), &foreign).await.unwrap();
     bench.apply("orders", json!({"image": "x:1"})).await.unwrap();
     wait::until("the conflict is reported", PATIENCE, async || {
         let (reason, message) = bench.condition("orders", "Ready").await?;
@@ -229,12 +159,12 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
     })
     .await
     .unwrap();
-    let now = bench.api::<CoreService>().get("orders").await.unwrap();
+    let now = bench.0.api::<CoreService>().get("orders").await.unwrap();
     assert_eq!(now.resource_version(), foreign.resource_version(), "the foreign object was written");
 
-    bench.api::<Service>().delete("orders", &DeleteParams::default()).await.unwrap();
+    bench.0.api::<Service>().delete("orders", &DeleteParams::default()).await.unwrap();
     wait::until("the Service object is gone", PATIENCE, async || {
-        match bench.api::<Service>().get_opt("orders").await? {
+        match bench.0.api::<Service>().get_opt("orders").await? {
             None => Ok(()),
             Some(_) => bail!("it is still there"),
         }
@@ -242,7 +172,7 @@ async fn an_object_of_somebody_else_is_left_alone_and_reported() {
     .await
     .unwrap();
     assert!(
-        bench.api::<CoreService>().get_opt("orders").await.unwrap().is_some(),
+        bench.0.api::<CoreService>().get_opt("orders").await.unwrap().is_some(),
         "the foreign object was deleted"
     );
 }
@@ -291,7 +221,7 @@ async fn an_operator_that_starts_again_changes_nothing() {
     let before = bench.versions("orders").await.unwrap();
     assert!(before.len() > 2, "no routes: {before:?}");
 
-    bench.operate("second").await.unwrap();
+    bench.0.operate("second").await.unwrap();
     // Proof that the second one works: it serves a new object.
     bench.apply("later", json!({"image": "x:1"})).await.unwrap();
     bench.deployment("later", "the second operator works", |_| true).await.unwrap();
@@ -313,10 +243,10 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
     .await
     .unwrap();
     assert!(
-        bench.api::<Deployment>().get_opt("orders").await.unwrap().is_none(),
+        bench.0.api::<Deployment>().get_opt("orders").await.unwrap().is_none(),
         "pods that cannot start were made"
     );
     let settings: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "settings"}})).unwrap();
-    bench.api::<ConfigMap>().create(&PostParams::default(), &settings).await.unwrap();
+    bench.0.api::<ConfigMap>().create(&PostParams::default(), &settings).await.unwrap();
     bench.deployment("orders", "the rollout goes on", |_| true).await.unwrap();
 }

@@ -9,55 +9,34 @@ mod server;
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
-use e2e::{command, control_plane::ControlPlane, stack, wait};
+use e2e::operated::Operated;
+use e2e::{stack, wait};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{Namespace, Secret, Service as CoreService},
+    core::v1::{Secret, Service as CoreService},
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use peristyle::{config::Config, run};
 use peristyle_crds::v1alpha1::{Database, DatabaseClass, Service, database_class::AdminMode};
 use serde_json::{Value, json};
 use server::{Account, Server};
-use tokio::{process::Command, task::JoinHandle};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const NAMESPACE: &str = "shop";
 
-#[derive(Parser)]
-struct Arguments {
-    #[command(flatten)]
-    config: Config,
-}
-
-/// A control plane with the definitions, one operator and one database server.
+/// An operator and a database server.
 struct Bench {
-    client: Client,
-    operator: JoinHandle<()>,
+    operated: Operated,
     server: Server,
-    plane: ControlPlane,
 }
 
 impl Bench {
     async fn start() -> Result<Self> {
         let server = Server::start().await;
-        let plane = ControlPlane::start().await?;
-        let kubectl = async |arguments: &[&str]| {
-            let mut kubectl = Command::new(plane.state().program("kubectl"));
-            command::output(kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments)).await
-        };
-        stack::install_definitions(kubectl).await?;
-        let client = plane.client().await?;
-        for name in [stack::SYSTEM_NAMESPACE, NAMESPACE] {
-            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-            Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
-        }
-        let operator = operate(&plane, "first").await?;
-        Ok(Self { client, operator, server, plane })
+        let mut operated = Operated::prepare().await?;
+        operated.operate("first").await?;
+        Ok(Self { operated, server })
     }
 
     /// One that has a class for its server.
@@ -68,20 +47,13 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Another operator after the one before was cut off.
-    async fn restart(&mut self, identity: &str) -> Result<()> {
-        self.operator.abort();
-        self.operator = operate(&self.plane, identity).await?;
-        Ok(())
-    }
-
     async fn admin_secret(&self, server: &Server) -> Result<()> {
         let Account { user, password } = server.creator();
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pg-admin"},
             "stringData": {"username": user, "password": password}
         });
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), stack::SYSTEM_NAMESPACE);
+        let api: Api<Secret> = Api::namespaced(self.operated.client.clone(), stack::SYSTEM_NAMESPACE);
         api.patch("pg-admin", &PatchParams::apply("team").force(), &Patch::Apply(&secret)).await?;
         Ok(())
     }
@@ -91,7 +63,7 @@ impl Bench {
             "apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass", "spec": spec,
             "metadata": {"name": name, "annotations": {"peristyle.dev/is-default-class": "true"}},
         });
-        let api: Api<DatabaseClass> = Api::all(self.client.clone());
+        let api: Api<DatabaseClass> = Api::all(self.operated.client.clone());
         api.patch(name, &PatchParams::apply("team").force(), &Patch::Apply(&class)).await?;
         Ok(())
     }
@@ -100,23 +72,18 @@ impl Bench {
         let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
         let params = PatchParams::apply("team").force();
         match kind {
-            "Service" => drop(self.api::<Service>().patch(name, &params, &Patch::Apply(&object)).await?),
-            _ => drop(self.api::<Database>().patch(name, &params, &Patch::Apply(&object)).await?),
+            "Service" => {
+                drop(self.operated.api::<Service>().patch(name, &params, &Patch::Apply(&object)).await?);
+            }
+            _ => drop(self.operated.api::<Database>().patch(name, &params, &Patch::Apply(&object)).await?),
         }
         Ok(())
-    }
-
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
-    {
-        Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
     /// Waits until the condition `type_` has `status` for the current spec; its reason and message.
     async fn condition(&self, name: &str, type_: &str, status: &str) -> Result<(String, String)> {
         wait::until(&format!("Database {name}: {type_}={status}"), PATIENCE, async || {
-            let database = self.api::<Database>().get(name).await?;
+            let database = self.operated.api::<Database>().get(name).await?;
             let conditions = database.status.context("no status")?.conditions;
             let found =
                 conditions.iter().find(|c| c.type_ == type_).with_context(|| format!("{conditions:?}"))?;
@@ -128,7 +95,7 @@ impl Bench {
     }
 
     async fn secret(&self, name: &str) -> Result<BTreeMap<String, String>> {
-        let data = self.api::<Secret>().get(name).await?.data.unwrap_or_default();
+        let data = self.operated.api::<Secret>().get(name).await?.data.unwrap_or_default();
         data.into_iter().map(|(key, value)| Ok((key, String::from_utf8(value.0)?))).collect()
     }
 
@@ -142,7 +109,7 @@ impl Bench {
 
     async fn gone(&self, name: &str) -> Result<()> {
         wait::until(&format!("Database {name} is gone"), PATIENCE, async || {
-            ensure!(self.api::<Database>().get_opt(name).await?.is_none(), "it is still there");
+            ensure!(self.operated.api::<Database>().get_opt(name).await?.is_none(), "it is still there");
             Ok(())
         })
         .await
@@ -156,24 +123,6 @@ impl Bench {
             .unwrap()
             .is_empty()
     }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.operator.abort();
-    }
-}
-
-async fn operate(plane: &ControlPlane, identity: &str) -> Result<JoinHandle<()>> {
-    let arguments = ["test", "--identity", identity, "--admin-address", "127.0.0.1:0"];
-    let config = Arguments::parse_from(arguments).config;
-    // A client of its own: cutting off the operator must not cut off the test.
-    let client = plane.client().await?;
-    Ok(tokio::spawn(async move {
-        if let Err(error) = run::operate(client, config).await {
-            eprintln!("the operator ended: {error:#}");
-        }
-    }))
 }
 
 fn external(server: &Server) -> Value {
@@ -190,7 +139,7 @@ async fn a_short_database_gets_credentials_that_work_and_keeps_them_over_a_resta
     bench.apply("Database", "orders", json!({})).await.unwrap();
     bench.condition("orders", "Ready", "True").await.unwrap();
 
-    let status = bench.api::<Database>().get("orders").await.unwrap().status.unwrap();
+    let status = bench.operated.api::<Database>().get("orders").await.unwrap().status.unwrap();
     assert_eq!(status.database_name.as_deref(), Some("shop_orders"));
     assert_eq!(status.binding.unwrap().name, "orders-db");
     assert_eq!(status.roles.len(), 2);
@@ -200,21 +149,21 @@ async fn a_short_database_gets_credentials_that_work_and_keeps_them_over_a_resta
     writer.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
     assert!(writer.batch_execute("CREATE TABLE u (id int)").await.is_err());
 
-    let class = Api::<DatabaseClass>::all(bench.client.clone()).get("pg").await.unwrap();
+    let class = Api::<DatabaseClass>::all(bench.operated.client.clone()).get("pg").await.unwrap();
     let class = class.status.unwrap();
     assert_eq!(class.admin_mode, Some(AdminMode::CreateRole));
     wait::until("the class counts the Database", PATIENCE, async || {
-        let class = Api::<DatabaseClass>::all(bench.client.clone()).get("pg").await?;
+        let class = Api::<DatabaseClass>::all(bench.operated.client.clone()).get("pg").await?;
         ensure!(class.status.and_then(|s| s.databases) == Some(1), "it does not");
         Ok(())
     })
     .await
     .unwrap();
 
-    let before = bench.api::<Secret>().get("orders-db").await.unwrap();
-    let database = bench.api::<Database>().get("orders").await.unwrap();
+    let before = bench.operated.api::<Secret>().get("orders-db").await.unwrap();
+    let database = bench.operated.api::<Database>().get("orders").await.unwrap();
     let seen = bench.server.log().len();
-    bench.restart("second").await.unwrap();
+    bench.operated.operate("second").await.unwrap();
     wait::until("the new operator verifies the logins", PATIENCE, async || {
         let log = bench.server.log();
         ensure!(log[seen..].matches("user=shop_orders_writer_a").count() > 0, "not yet");
@@ -231,9 +180,9 @@ async fn a_short_database_gets_credentials_that_work_and_keeps_them_over_a_resta
         let repeated = log[seen..].lines().any(|l| l.contains(word) && l.contains("shop_orders"));
         assert!(!repeated, "{word} for a Database that was as it should be");
     }
-    let after = bench.api::<Secret>().get("orders-db").await.unwrap();
+    let after = bench.operated.api::<Secret>().get("orders-db").await.unwrap();
     assert_eq!(before.resource_version(), after.resource_version());
-    let unchanged = bench.api::<Database>().get("orders").await.unwrap();
+    let unchanged = bench.operated.api::<Database>().get("orders").await.unwrap();
     assert_eq!(database.resource_version(), unchanged.resource_version());
 
     for secret in ["orders-db", "orders-db-owner", "later-db", "later-db-owner"] {
@@ -249,7 +198,7 @@ async fn credentials_that_were_lost_or_edited_are_made_again_and_work() {
     bench.condition("orders", "Ready", "True").await.unwrap();
     let old = bench.secret("orders-db").await.unwrap();
 
-    bench.api::<Secret>().delete("orders-db", &DeleteParams::default()).await.unwrap();
+    bench.operated.api::<Secret>().delete("orders-db", &DeleteParams::default()).await.unwrap();
     let made_again = async || {
         let new = bench.secret("orders-db").await?;
         ensure!(new["password"] != old["password"], "the old password is still there");
@@ -259,7 +208,12 @@ async fn credentials_that_were_lost_or_edited_are_made_again_and_work() {
     wait::until("the Secret is made again", PATIENCE, made_again).await.unwrap();
 
     let weak = json!({"stringData": {"password": "hunter2", "uri": "postgresql://elsewhere"}});
-    bench.api::<Secret>().patch("orders-db", &PatchParams::default(), &Patch::Merge(&weak)).await.unwrap();
+    bench
+        .operated
+        .api::<Secret>()
+        .patch("orders-db", &PatchParams::default(), &Patch::Merge(&weak))
+        .await
+        .unwrap();
     wait::until("the Secret is restored", PATIENCE, made_again).await.unwrap();
 
     let superuser = bench.server.superuser("postgres").await;
@@ -284,7 +238,7 @@ async fn a_reader_exists_only_while_somebody_binds_it() {
 
     bench.apply("Service", "report", service(json!([]))).await.unwrap();
     wait::until("the Secret is gone", PATIENCE, async || {
-        ensure!(bench.api::<Secret>().get_opt("orders-db-ro").await?.is_none(), "it is still there");
+        ensure!(bench.operated.api::<Secret>().get_opt("orders-db-ro").await?.is_none(), "it is still there");
         Ok(())
     })
     .await
@@ -308,14 +262,14 @@ async fn what_belongs_to_another_is_not_touched_and_another_server_is_noticed() 
     let (reason, message) = bench.condition("thief", "Ready", "False").await.unwrap();
     assert_eq!(reason, "DatabaseConflict", "{message}");
     bench.condition("thief", "Stalled", "True").await.unwrap();
-    bench.api::<Database>().delete("thief", &DeleteParams::default()).await.unwrap();
+    bench.operated.api::<Database>().delete("thief", &DeleteParams::default()).await.unwrap();
     bench.gone("thief").await.unwrap();
     bench.connect("orders-db").await.unwrap();
 
     let foreign: Secret =
         serde_json::from_value(json!({"metadata": {"name": "late-db"}, "stringData": {"password": "x"}}))
             .unwrap();
-    bench.api::<Secret>().create(&PostParams::default(), &foreign).await.unwrap();
+    bench.operated.api::<Secret>().create(&PostParams::default(), &foreign).await.unwrap();
     bench.apply("Database", "late", json!({})).await.unwrap();
     let (reason, message) = bench.condition("late", "Ready", "False").await.unwrap();
     assert_eq!(reason, "NameConflict", "{message}");
@@ -343,7 +297,7 @@ async fn deletion_follows_the_policy_and_waits_for_a_person_where_data_would_be_
     let owner = bench.connect("kept-db-owner").await.unwrap();
     owner.batch_execute("CREATE TABLE t AS SELECT 42 AS answer").await.unwrap();
     let old = bench.secret("kept-db").await.unwrap()["uri"].clone();
-    bench.api::<Database>().delete("kept", &DeleteParams::default()).await.unwrap();
+    bench.operated.api::<Database>().delete("kept", &DeleteParams::default()).await.unwrap();
     bench.gone("kept").await.unwrap();
     assert!(bench.on_server("shop_kept").await);
     bench.apply("Database", "kept", json!({})).await.unwrap();
@@ -357,7 +311,7 @@ async fn deletion_follows_the_policy_and_waits_for_a_person_where_data_would_be_
     bench.apply("Database", "scratch", spec("Enabled")).await.unwrap();
     bench.condition("scratch", "Ready", "True").await.unwrap();
     let session = bench.connect("scratch-db").await.unwrap();
-    bench.api::<Database>().delete("scratch", &DeleteParams::default()).await.unwrap();
+    bench.operated.api::<Database>().delete("scratch", &DeleteParams::default()).await.unwrap();
     let (reason, message) = bench.condition("scratch", "DeletionBlocked", "True").await.unwrap();
     assert_eq!(reason, "DeletionProtected", "{message}");
     assert!(bench.on_server("shop_scratch").await);
@@ -369,9 +323,12 @@ async fn deletion_follows_the_policy_and_waits_for_a_person_where_data_would_be_
 
     bench.apply("Database", "stuck", spec("Disabled")).await.unwrap();
     bench.condition("stuck", "Ready", "True").await.unwrap();
-    Api::<DatabaseClass>::all(bench.client.clone()).delete("pg", &DeleteParams::default()).await.unwrap();
+    Api::<DatabaseClass>::all(bench.operated.client.clone())
+        .delete("pg", &DeleteParams::default())
+        .await
+        .unwrap();
     bench.condition("stuck", "Ready", "Unknown").await.unwrap();
-    bench.api::<Database>().delete("stuck", &DeleteParams::default()).await.unwrap();
+    bench.operated.api::<Database>().delete("stuck", &DeleteParams::default()).await.unwrap();
     let (reason, message) = bench.condition("stuck", "DeletionBlocked", "True").await.unwrap();
     assert_eq!(reason, "ClassNotFound");
     assert!(message.contains("removing the finalizer"), "{message}");
@@ -390,7 +347,7 @@ async fn objects_in_any_order_converge_when_the_last_piece_comes() {
     let mut spec = external(&bench.server);
     spec["external"]["endpoints"]["write"] = "127.0.0.1:1".into();
     bench.class("pg", spec).await.unwrap();
-    let classes = Api::<DatabaseClass>::all(bench.client.clone());
+    let classes = Api::<DatabaseClass>::all(bench.operated.client.clone());
     let says = async |what: &str| {
         wait::until(&format!("the class says {what}"), PATIENCE, async || {
             let status = classes.get("pg").await?.status.context("no status")?;
@@ -414,7 +371,7 @@ async fn an_embedded_server_is_a_pod_of_the_operators_namespace() {
     let spec = json!({"engine": "PostgreSQL", "provider": "Embedded", "embedded":
         {"image": "postgres:15", "binDir": "/usr/lib/postgresql/15/bin", "user": 100, "storage": {"size": "1Gi"}}});
     bench.class("dev", spec).await.unwrap();
-    let client = &bench.client;
+    let client = &bench.operated.client;
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), stack::SYSTEM_NAMESPACE);
     let set =
         wait::object(&sets, "dev-postgres", "is there", PATIENCE, |_: &StatefulSet| true).await.unwrap();

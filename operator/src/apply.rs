@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Debug,
     sync::{Mutex, PoisonError},
 };
 
@@ -13,27 +12,18 @@ use kube::{
     core::NamespaceResourceScope,
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
     metadata::is_controlled_by,
-    retry::{self, Class, Classified},
+    retry::{self, Class, Classified, bounded},
+    watch::Cached,
 };
 
 /// A namespaced kind that the operator writes.
-pub trait Child:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
-{
-}
-impl<K> Child for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize
-{
-}
+pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
+impl<K> Child for K where K: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
 
 /// Why a child could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -127,19 +117,17 @@ impl Applier {
             // The caches hold only what carries our label: an object of somebody
             // else is invisible there, and a forced apply would take it over.
             None => {
-                if let Some(found) =
-                    api.get_metadata_opt(&name).await.map_err(|e| Error::request::<K>("get", &name, e))?
+                if let Some(found) = bounded(api.get_metadata_opt(&name))
+                    .await
+                    .map_err(|e| Error::request::<K>("get", &name, e))?
                 {
                     guard(&found, &owner)?;
                 }
             }
         }
-        let applied = api
-            .patch(
-                &name,
-                &PatchParams::apply(FIELD_MANAGER).force(),
-                &Patch::Apply(&with_type(wanted.clone(), desired)),
-            )
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(with_type::<K>(wanted.clone()));
+        let applied = bounded(api.patch(&name, &params, &patch))
             .await
             .map_err(|e| Error::request::<K>("apply", &name, e))?;
         let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
@@ -160,7 +148,7 @@ impl Applier {
             ..DeleteParams::background()
         };
         self.applied.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(live));
-        match api.delete(&name, &params).await {
+        match bounded(api.delete(&name, &params)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
             Err(error) => Err(Error::request::<K>("delete", &name, error)),
@@ -202,7 +190,7 @@ fn encode<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
 }
 
 /// An apply needs `apiVersion` and `kind`; most types of a store lack them.
-fn with_type<K: Child>(mut value: serde_json::Value, _: &K) -> serde_json::Value {
+fn with_type<K: Child>(mut value: serde_json::Value) -> serde_json::Value {
     if let Some(object) = value.as_object_mut() {
         object.insert("apiVersion".to_owned(), K::api_version(&()).into_owned().into());
         object.insert("kind".to_owned(), K::kind(&()).into_owned().into());

@@ -9,7 +9,7 @@ use kube::{
 use peristyle_crds::FIELD_MANAGER;
 
 use crate::{
-    apply::Error, context::Context, metadata::is_controlled_by, retry::CALL_DEADLINE, sql::password::Password,
+    apply::Error, context::Context, metadata::is_controlled_by, retry::bounded, sql::password::Password,
 };
 
 /// Key of the password in every Secret that is written here.
@@ -104,8 +104,10 @@ async fn within_deadline<T>(
     name: &str,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, Error> {
-    let result = tokio::time::timeout(CALL_DEADLINE, request).await;
-    result.unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into()))).map_err(|source| {
-        Error::Request { verb, kind: "Secret".to_owned(), name: name.to_owned(), source: Box::new(source) }
+    bounded(request).await.map_err(|source| Error::Request {
+        verb,
+        kind: "Secret".to_owned(),
+        name: name.to_owned(),
+        source: Box::new(source),
     })
 }

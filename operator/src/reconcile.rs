@@ -28,7 +28,7 @@ use crate::{
     backoff::jitter,
     conditions::{self, Finding, State},
     context::Context,
-    retry::{CALL_DEADLINE, Class, Classified},
+    retry::{Class, Classified, bounded},
     watch::Watched,
 };
 
@@ -220,11 +220,10 @@ where
         return Ok(());
     }
     let patch = StatusPatch { api_version: &K::api_version(&()), kind: &K::kind(&()), status: &status };
-    match tokio::time::timeout(CALL_DEADLINE, patch_status(ctx, object, &patch)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() => return Ok(()),
-        Ok(Err(error)) => return Err(StatusError(Box::new(error))),
-        Err(elapsed) => return Err(StatusError(Box::new(kube::Error::Service(elapsed.into())))),
+    match bounded(patch_status(ctx, object, &patch)).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
+        Err(error) => return Err(StatusError(Box::new(error))),
     }
     if is_transition {
         let finding = conditions::worst(&outcome.findings)

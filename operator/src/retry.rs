@@ -36,6 +36,26 @@ pub trait Classified: std::error::Error + Send + Sync + 'static {
     }
 }
 
+/// Bounds a call to the API server by [`CALL_DEADLINE`]; the client has no bound of its own.
+///
+/// # Errors
+/// Those of the call, and one when the deadline passes.
+pub async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let elapsed = |elapsed: tokio::time::error::Elapsed| Err(kube::Error::Service(elapsed.into()));
+    tokio::time::timeout(CALL_DEADLINE, call).await.unwrap_or_else(elapsed)
+}
+
+/// For controllers that only read caches.
+impl Classified for std::convert::Infallible {
+    fn class(&self) -> Class {
+        match *self {}
+    }
+
+    fn reason(&self) -> Reason {
+        match *self {}
+    }
+}
+
 /// The class of an error of the client.
 #[must_use]
 pub fn classify(error: &kube::Error) -> Class {

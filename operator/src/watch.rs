@@ -1,13 +1,13 @@
 //! One watch per kind, shared by all controllers.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Resource, ResourceExt,
     runtime::{
         WatchStreamExt,
-        reflector::{self, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -18,21 +18,23 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 /// Changes that a slow controller may be behind before it looks at everything again.
 const BUFFER: usize = 1024;
 
-/// A cache of one kind and the stream of what changes in it.
-pub struct Watched<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Eq + Hash + Clone,
+/// A kind of which there can be a cache.
+pub trait Cached:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
+}
+impl<K> Cached for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+/// A cache of one kind and the stream of what changes in it.
+pub struct Watched<K: Cached> {
     store: Store<K>,
     changes: broadcast::Sender<Arc<K>>,
 }
 
-impl<K> Watched<K>
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
-{
+impl<K: Cached> Watched<K> {
     /// Watches `api` for the life of the process.
     #[must_use]
     pub fn start(api: Api<K>, config: watcher::Config) -> Self {
@@ -51,7 +53,7 @@ where
                     // An error means that nobody listens (yet): the cache is enough.
                     Ok(object) => drop(sender.send(Arc::new(object))),
                     Err(error) => {
-                        tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "watch failed, retrying");
+                        tracing::warn!(kind = %K::kind(&()), %error, "watch failed, retrying");
                     }
                 }
             }
@@ -98,7 +100,7 @@ where
     /// The object of that name, if it is in the cache.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let mut key = reflector::ObjectRef::<K>::new_with(name, K::DynamicType::default());
+        let mut key = ObjectRef::<K>::new(name);
         if !namespace.is_empty() {
             key = key.within(namespace);
         }
@@ -113,4 +115,67 @@ where
                 && object.labels().get(label).is_some_and(|v| v == value)
         })
     }
+
+    /// For each object that changes, those of `roots` that it concerns.
+    #[must_use]
+    pub fn concerning<R: Cached>(
+        &self,
+        roots: &Watched<R>,
+        concerns: impl Fn(&K, &R) -> bool + Send + 'static,
+    ) -> BoxStream<'static, ObjectRef<R>> {
+        concerned(self.changes(), roots, move |object, root| concerns(object, root))
+    }
+
+    /// The owner in the same namespace that `label` names, for each child that changes.
+    #[must_use]
+    pub fn owners<R: Cached>(&self, label: &'static str) -> BoxStream<'static, ObjectRef<R>> {
+        let owner = move |child: Arc<K>| {
+            let name = child.labels().get(label).cloned();
+            std::future::ready(name.zip(child.namespace()).map(|(name, n)| ObjectRef::new(&name).within(&n)))
+        };
+        self.changes().filter_map(owner).boxed()
+    }
+
+    /// The owner without a namespace that `label` names, for each child that changes.
+    #[must_use]
+    pub fn cluster_owners<R: Cached>(&self, label: &'static str) -> BoxStream<'static, ObjectRef<R>> {
+        let owner = move |child: Arc<K>| {
+            std::future::ready(child.labels().get(label).map(|name| ObjectRef::new(name)))
+        };
+        self.changes().filter_map(owner).boxed()
+    }
+
+    /// An event for each object that comes, goes or gets another spec. Changes
+    /// of status, which the operator itself writes, are not among them.
+    #[must_use]
+    pub fn spec_changes(&self) -> BoxStream<'static, ()> {
+        let store = self.store.clone();
+        let mut seen = HashMap::new();
+        let news = move |object: Arc<K>| {
+            let reference = ObjectRef::from_obj(&*object);
+            let mark = (object.uid(), object.meta().generation, object.meta().deletion_timestamp.is_some());
+            let is_news = if store.get(&reference).is_none() {
+                seen.remove(&reference);
+                true
+            } else {
+                seen.insert(reference, mark.clone()) != Some(mark)
+            };
+            std::future::ready(is_news.then_some(()))
+        };
+        self.changes().filter_map(news).boxed()
+    }
+}
+
+/// For each event, the objects of `roots` that it concerns.
+pub fn concerned<T: Send + 'static, R: Cached>(
+    events: BoxStream<'static, T>,
+    roots: &Watched<R>,
+    concerns: impl Fn(&T, &R) -> bool + Send + 'static,
+) -> BoxStream<'static, ObjectRef<R>> {
+    let roots = roots.store().clone();
+    let references = move |event: T| {
+        let found = roots.state().into_iter().filter(|root| concerns(&event, root));
+        futures::stream::iter(found.map(|root| ObjectRef::from_obj(&*root)).collect::<Vec<_>>())
+    };
+    events.flat_map(references).boxed()
 }

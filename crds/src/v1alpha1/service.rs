@@ -1,5 +1,7 @@
 //! `Service`: one workload with everything that makes it run and be reached.
-#![allow(clippy::struct_field_names, reason = "the names are those of core/v1 EnvVarSource")]
+
+pub mod env;
+pub mod health;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +13,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    env::{EnvFrom, EnvSource, EnvVar, FieldRef, KeyRef, ResourceFieldRef, SourceRef},
+    health::{ExecCheck, GrpcCheck, Health, HttpCheck, Probe, ProbeMode, TcpCheck},
+};
 use super::PathMatch;
 use crate::duration::Duration;
 
@@ -186,202 +192,6 @@ impl From<&Resources> for ResourceRequirements {
         let some = |map: &BTreeMap<String, Quantity>| (!map.is_empty()).then(|| map.clone());
         Self { requests: some(&resources.requests), limits: some(&resources.limits), claims: None }
     }
-}
-
-/// One environment variable: a value or a source.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!(has(self.value) && has(self.valueFrom))", "set value or valueFrom, not both"))]
-pub struct EnvVar {
-    /// Name of the variable.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
-    pub name: String,
-    /// Literal value; `$(NAME)` is expanded as Kubernetes does. Default: empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32768))]
-    pub value: Option<String>,
-    /// Where the value comes from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value_from: Option<EnvSource>,
-}
-
-/// Source of a variable: exactly one.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef), has(self.resourceFieldRef)].filter(x, x).size() == 1",
-    "set exactly one of secretKeyRef, configMapKeyRef, fieldRef and resourceFieldRef"))]
-pub struct EnvSource {
-    /// A key of a Secret in the same namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_key_ref: Option<KeyRef>,
-    /// A key of a ConfigMap in the same namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_map_key_ref: Option<KeyRef>,
-    /// A field of the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field_ref: Option<FieldRef>,
-    /// A resource request or limit of the container.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resource_field_ref: Option<ResourceFieldRef>,
-}
-
-/// A key of a Secret or ConfigMap.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct KeyRef {
-    /// Name of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Key within it.
-    #[schemars(length(min = 1, max = 253))]
-    pub key: String,
-    /// Whether the pod may start without it. Default: false, the rollout waits for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub optional: Option<bool>,
-}
-
-/// A field of the pod.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FieldRef {
-    /// Path as in the downward API, for example `status.podIP`.
-    #[schemars(length(min = 1, max = 253))]
-    pub field_path: String,
-}
-
-/// A resource of the container.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct ResourceFieldRef {
-    /// For example `limits.memory`.
-    #[schemars(length(min = 1, max = 253))]
-    pub resource: String,
-}
-
-/// A whole Secret or ConfigMap as variables: exactly one.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.secretRef) != has(self.configMapRef)", "set exactly one of secretRef and configMapRef"))]
-pub struct EnvFrom {
-    /// Put before each key. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
-    pub prefix: Option<String>,
-    /// A Secret in the same namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<SourceRef>,
-    /// A ConfigMap in the same namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_map_ref: Option<SourceRef>,
-}
-
-/// A Secret or ConfigMap.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct SourceRef {
-    /// Name of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Whether the pod may start without it. Default: false, the rollout waits for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub optional: Option<bool>,
-}
-
-/// The three probes; each default is described on `spec.health`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct Health {
-    /// Until it succeeds the other two do not run. Default: the readiness check, 60 times, 1 s apart.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub startup: Option<Probe>,
-    /// While it fails the pod receives no traffic. Default: every 5 s, out after 3 failures.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub readiness: Option<Probe>,
-    /// When it fails the container is restarted. Default: every 10 s, after 6 failures.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub liveness: Option<Probe>,
-}
-
-/// A probe: at most one kind of check, or `mode: None`.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[x_kube(
-    validation = ("[has(self.grpc), has(self.http), has(self.tcp), has(self.exec)].filter(x, x).size() <= 1",
-        "set at most one of grpc, http, tcp and exec"),
-    validation = ("!has(self.mode) || !(has(self.grpc) || has(self.http) || has(self.tcp) || has(self.exec))",
-        "mode None switches the probe off; remove the check or the mode")
-)]
-pub struct Probe {
-    /// `None` switches the probe off. Default: the probe runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<ProbeMode>,
-    /// The gRPC health protocol.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grpc: Option<GrpcCheck>,
-    /// An HTTP GET that answers 200 to 399.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<HttpCheck>,
-    /// A TCP connect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tcp: Option<TcpCheck>,
-    /// A command in the container that exits 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exec: Option<ExecCheck>,
-    /// Time between two checks; whole seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub period: Option<Duration>,
-    /// How long one check may take; whole seconds. Default: 2s.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Duration>,
-    /// Failures in a row that count.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
-    pub failures: Option<i32>,
-}
-
-/// Whether a probe runs.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum ProbeMode {
-    /// It does not.
-    None,
-}
-
-/// gRPC health check.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct GrpcCheck {
-    /// Name of the port. Default: the first GRPC port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 15))]
-    pub port: Option<String>,
-    /// Service name in the request. Default: empty, the server as a whole.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub service: Option<String>,
-}
-
-/// HTTP check.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct HttpCheck {
-    /// Name of the port. Default: the first HTTP port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 15))]
-    pub port: Option<String>,
-    /// Path of the request.
-    #[schemars(length(min = 1, max = 1024))]
-    pub path: String,
-}
-
-/// TCP check.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct TcpCheck {
-    /// Name of the port. Default: the first port that is not UDP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 15))]
-    pub port: Option<String>,
-}
-
-/// Command check.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-pub struct ExecCheck {
-    /// Command and arguments; not run in a shell.
-    #[schemars(length(min = 1, max = 64))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub command: Vec<String>,
 }
 
 /// A Service that this one calls.

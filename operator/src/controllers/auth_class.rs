@@ -12,12 +12,11 @@ mod progress;
 mod relations;
 mod rules;
 mod status;
-pub mod triggers;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use kube::ResourceExt;
 use peristyle_crds::{
     condition::{Reason, types},
     names::AUTH_CLASS_LABEL,
@@ -34,6 +33,7 @@ use crate::{
     metadata::Owner,
     reconcile::{self, Outcome},
     retry::{self, Class, Classified},
+    watch::concerned,
 };
 
 /// First and longest wait before an unconfirmed class is looked at again.
@@ -84,18 +84,17 @@ pub async fn run(ctx: Arc<Context>) {
         Clients { keto: Keto::new(ctx.http.clone()), oathkeeper: Oathkeeper::new(ctx.http.clone()) };
     let memory = Arc::new(Memory::default());
     let stores = &ctx.stores;
-    let classes = stores.auth_classes.store();
-    let children = stores.config_maps.changes().filter_map(async |config_map| {
-        let class = config_map.labels().get(AUTH_CLASS_LABEL)?;
-        Some(ObjectRef::<AuthClass>::new(class))
-    });
+    let classes = &stores.auth_classes;
+    let all = |events| concerned(events, classes, |(), _| true);
     let triggers = vec![
-        children.boxed(),
-        triggers::all(classes, triggers::spec_changes(&stores.auth_policies)),
-        triggers::all(classes, triggers::spec_changes(&stores.services)),
-        triggers::all(classes, triggers::spec_changes(&stores.edge_classes)),
-        triggers::all(classes, stores.namespaces.changes().map(drop).boxed()),
-        triggers::pods(classes, &stores.system_endpoint_slices),
+        stores.config_maps.cluster_owners(AUTH_CLASS_LABEL),
+        all(stores.auth_policies.spec_changes()),
+        all(stores.services.spec_changes()),
+        all(stores.edge_classes.spec_changes()),
+        all(stores.namespaces.changes().map(drop).boxed()),
+        stores
+            .system_endpoint_slices
+            .concerning(classes, |slice, class| pods::is_of(slice, &class.spec.oathkeeper.service)),
     ];
     reconcile::run(ctx.clone(), &stores.auth_classes, triggers, move |class, ctx| {
         reconcile(class, ctx, clients.clone(), memory.clone())

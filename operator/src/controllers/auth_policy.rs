@@ -11,45 +11,33 @@ use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 use crate::{
     auth::world::Snapshot,
     context::Context,
-    controllers::auth_class::triggers::{all, spec_changes},
     reconcile::{self, Outcome},
-    retry::{Class, Classified},
+    watch::concerned,
 };
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
     let stores = &ctx.stores;
-    let policies = stores.auth_policies.store();
+    let policies = &stores.auth_policies;
+    let all = |events| concerned(events, policies, |(), _| true);
     // Hosts and namespaces of Keto pass from one policy to another: whatever may
     // move them concerns all. A pass costs no request.
     let triggers = vec![
         ctx.publications.changes(),
-        all(policies, spec_changes(&stores.auth_policies)),
-        all(policies, spec_changes(&stores.services)),
-        all(policies, spec_changes(&stores.auth_classes)),
-        all(policies, spec_changes(&stores.edge_classes)),
-        all(policies, stores.namespaces.changes().map(drop).boxed()),
+        all(policies.spec_changes()),
+        all(stores.services.spec_changes()),
+        all(stores.auth_classes.spec_changes()),
+        all(stores.edge_classes.spec_changes()),
+        all(stores.namespaces.changes().map(drop).boxed()),
     ];
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
 }
 
-/// Nothing here can fail.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-struct Never(#[from] Infallible);
-
-impl Classified for Never {
-    fn class(&self) -> Class {
-        match self.0 {}
-    }
-
-    fn reason(&self) -> peristyle_crds::condition::Reason {
-        match self.0 {}
-    }
-}
-
 #[allow(clippy::unused_async, reason = "the signature of every reconcile")]
-async fn reconcile(policy: Arc<AuthPolicy>, ctx: Arc<Context>) -> Result<Outcome<AuthPolicyStatus>, Never> {
+async fn reconcile(
+    policy: Arc<AuthPolicy>,
+    ctx: Arc<Context>,
+) -> Result<Outcome<AuthPolicyStatus>, Infallible> {
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
     Ok(status::status(&snapshot.world(&claims), &ctx.publications, &policy))

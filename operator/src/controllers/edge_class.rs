@@ -1,12 +1,8 @@
 //! The controller of `EdgeClass`: whether it can serve, and how many routes ask for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::BoxStream};
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::ResourceExt;
 use peristyle_crds::{
     class,
     condition::{Reason, types},
@@ -18,55 +14,20 @@ use crate::{
     context::Context,
     edge::route::Host,
     reconcile::{self, Outcome},
-    retry::{Class, Classified},
-    watch::Watched,
 };
-
-/// Nothing in this controller can fail; it only reads caches.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
-
-impl Classified for Error {
-    fn class(&self) -> Class {
-        match *self {}
-    }
-
-    fn reason(&self) -> Reason {
-        match *self {}
-    }
-}
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
-    let classes = ctx.stores.edge_classes.store();
+    let classes = &ctx.stores.edge_classes;
     let triggers = vec![
-        every(&ctx.stores.services, classes),
+        ctx.stores.services.concerning(classes, |_, _| true),
         // Which class is the default depends on all of them.
-        every(&ctx.stores.edge_classes, classes),
+        classes.concerning(classes, |_, _| true),
     ];
     reconcile::run(ctx.clone(), &ctx.stores.edge_classes, triggers, reconcile).await;
 }
 
-/// Every class, whenever an object of `K` changes.
-fn every<K>(watched: &Watched<K>, classes: &Store<EdgeClass>) -> BoxStream<'static, ObjectRef<EdgeClass>>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let classes = classes.clone();
-    let all = move |_| {
-        let all: Vec<_> = classes.state().iter().map(|class| ObjectRef::from_obj(&**class)).collect();
-        futures::stream::iter(all)
-    };
-    watched.changes().flat_map(all).boxed()
-}
-
-async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<EdgeClassStatus>, Error> {
+async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<EdgeClassStatus>, Infallible> {
     let services = ctx.stores.services.store().state();
     let classes = ctx.stores.edge_classes.store().state();
     let routes = routes(&class, services.iter().map(|s| &**s), &classes);

@@ -7,7 +7,7 @@ use super::{
     Error,
     progress::{Progress, Written},
 };
-use crate::{context::Context, metadata::Owner};
+use crate::{context::Context, metadata::Owner, retry::bounded};
 
 /// A ConfigMap of a class.
 pub struct Slot<'a> {
@@ -68,7 +68,7 @@ fn known<'a>(ctx: &Context, owner: &Owner, progress: &'a Progress, slot: &Slot<'
 
 async fn get(ctx: &Context, owner: &Owner, slot: &Slot<'_>) -> Result<Option<ConfigMap>, Error> {
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &owner.namespace);
-    api.get_opt(slot.name)
+    bounded(api.get_opt(slot.name))
         .await
         .map_err(|source| Error::Read { name: slot.name.to_owned(), source: Box::new(source) })
 }

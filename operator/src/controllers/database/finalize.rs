@@ -20,7 +20,7 @@ use crate::{
     controllers::database_class::target,
     external::postgres,
     reconcile::Outcome,
-    retry::Classified,
+    retry::{Classified, bounded},
 };
 
 /// Keeps a Database whose policy is Delete until its server is told.
@@ -61,7 +61,7 @@ pub async fn finalize(ctx: &Context, database: &Database) -> Result<Outcome<Data
         ));
     }
     // The cache may be behind a person who changed their mind.
-    let live = api.get_opt(&database.name_any()).await.map_err(Error::request("get"))?;
+    let live = bounded(api.get_opt(&database.name_any())).await.map_err(Error::request("get"))?;
     let Some(live) = live.filter(|live| live.uid() == database.uid()) else {
         return Ok(leaving(database));
     };
@@ -104,7 +104,7 @@ async fn set(ctx: &Context, database: &Database, is_held: bool) -> Result<(), Er
     }});
     let api: Api<Database> = Api::namespaced(ctx.client.clone(), &database.namespace().unwrap_or_default());
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch_metadata(&database.name_any(), &params, &Patch::Merge(patch)).await {
+    match bounded(api.patch_metadata(&database.name_any(), &params, &Patch::Merge(patch))).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() && !is_held => Ok(()),
         Err(error) => Err(Error::request("patch")(error)),

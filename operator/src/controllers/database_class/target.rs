@@ -10,7 +10,7 @@ use peristyle_crds::{
 use crate::{
     context::Context,
     external::postgres::{Endpoint, Login, Target, Tls},
-    retry::{self, CALL_DEADLINE, Class, Classified},
+    retry::{self, Class, Classified, bounded},
 };
 
 /// Key of the authorities in the ConfigMap of a class, and in the Secrets of its Databases.
@@ -223,10 +223,11 @@ async fn get<K>(api: &Api<K>, kind: &'static str, name: &str) -> Result<Option<K
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    tokio::time::timeout(CALL_DEADLINE, api.get_opt(name))
-        .await
-        .unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into())))
-        .map_err(|source| Error::Get { kind, name: name.to_owned(), source: Box::new(source) })
+    bounded(api.get_opt(name)).await.map_err(|source| Error::Get {
+        kind,
+        name: name.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    async fn apply<K: Child + Send + Sync>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
+    async fn apply<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
         let applied = self.ctx.applier.apply(live.as_deref(), desired).await?;
         self.exists(desired);
@@ -180,7 +180,7 @@ impl Writer<'_> {
 
     async fn prune<K>(&self, cache: &Watched<K>, owner: &Owner) -> Result<(), Error>
     where
-        K: Child + Send + Sync,
+        K: Child,
     {
         let kind = K::kind(&());
         for object in mine(cache, owner) {
@@ -210,7 +210,7 @@ impl Writer<'_> {
 /// Children of `owner` in the cache.
 fn mine<K>(cache: &Watched<K>, owner: &Owner) -> Vec<std::sync::Arc<K>>
 where
-    K: Child + Send + Sync,
+    K: Child,
 {
     let mut objects = cache.labelled(&owner.namespace, SERVICE_LABEL, &owner.name);
     objects.retain(|object| is_controlled_by(&**object, &owner.reference.uid));

@@ -1,12 +1,7 @@
 //! What makes the operator look at a Service again, besides its own changes.
 
-use std::sync::Arc;
-
-use futures::{StreamExt, stream::BoxStream};
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
+use futures::stream::BoxStream;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
     names::SERVICE_LABEL,
@@ -14,99 +9,49 @@ use peristyle_crds::{
 };
 
 use super::observe::{Reference, SLICE_SERVICE_LABEL, references};
-use crate::{auth::publications::Publications, stores::Stores, watch::Watched};
-
-type Trigger = BoxStream<'static, ObjectRef<Service>>;
+use crate::{auth::publications::Publications, stores::Stores, watch::concerned};
 
 /// All of them.
 #[must_use]
-pub fn all(stores: &Stores, publications: &Publications, edge_errors: &str) -> Vec<Trigger> {
+pub fn all(
+    stores: &Stores,
+    publications: &Publications,
+    edge_errors: &str,
+) -> Vec<BoxStream<'static, ObjectRef<Service>>> {
     let edge_errors = edge_errors.to_owned();
-    let concerning = Concerning(stores.services.store().clone());
+    let services = &stores.services;
     vec![
-        children(&stores.deployments),
-        children(&stores.core_services),
-        children(&stores.service_accounts),
-        children(&stores.jobs),
-        children(&stores.endpoint_slices),
-        children(&stores.pods),
-        children(&stores.ingress_routes),
-        children(&stores.middlewares),
-        children(&stores.servers_transports),
-        concerning.each(&stores.databases, uses),
-        concerning.each(&stores.services, follows),
-        concerning.each(&stores.secrets, |secret, service| {
+        stores.deployments.owners(SERVICE_LABEL),
+        stores.core_services.owners(SERVICE_LABEL),
+        stores.service_accounts.owners(SERVICE_LABEL),
+        stores.jobs.owners(SERVICE_LABEL),
+        stores.endpoint_slices.owners(SERVICE_LABEL),
+        stores.pods.owners(SERVICE_LABEL),
+        stores.ingress_routes.owners(SERVICE_LABEL),
+        stores.middlewares.owners(SERVICE_LABEL),
+        stores.servers_transports.owners(SERVICE_LABEL),
+        stores.databases.concerning(services, uses),
+        stores.services.concerning(services, follows),
+        stores.secrets.concerning(services, |secret, service| {
             is_local(secret, service) && references(service).contains(&Reference::Secret(secret.name_any()))
         }),
-        concerning.each(&stores.config_maps, |map, service| {
+        stores.config_maps.concerning(services, |map, service| {
             is_local(map, service) && references(service).contains(&Reference::ConfigMap(map.name_any()))
         }),
         // Also those that a policy no longer targets.
-        concerning
-            .each(&stores.auth_policies, |policy, service| is_local(policy, service) && is_exposed(service)),
-        concerning.each(&stores.auth_classes, |_, service| is_exposed(service)),
-        concerning.of(publications.changes(), |policy, service| {
+        stores
+            .auth_policies
+            .concerning(services, |policy, service| is_local(policy, service) && is_exposed(service)),
+        stores.auth_classes.concerning(services, |_, service| is_exposed(service)),
+        concerned(publications.changes(), services, |policy, service| {
             policy.namespace == service.metadata.namespace && is_exposed(service)
         }),
-        concerning.each(&stores.edge_classes, |_, service| is_exposed(service)),
-        concerning.each(&stores.namespaces, |_, service| is_exposed(service)),
-        concerning.each(&stores.system_endpoint_slices, move |slice, service| {
+        stores.edge_classes.concerning(services, |_, service| is_exposed(service)),
+        stores.namespaces.concerning(services, |_, service| is_exposed(service)),
+        stores.system_endpoint_slices.concerning(services, move |slice, service| {
             slice.labels().get(SLICE_SERVICE_LABEL) == Some(&edge_errors) && is_exposed(service)
         }),
     ]
-}
-
-/// The owner of a child.
-fn children<K>(watched: &Watched<K>) -> Trigger
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let owner = |child: Arc<K>| async move {
-        let name = child.labels().get(SERVICE_LABEL)?;
-        Some(ObjectRef::new(name).within(&child.namespace()?))
-    };
-    watched.changes().filter_map(owner).boxed()
-}
-
-/// The Services that an object of another kind concerns.
-struct Concerning(Store<Service>);
-
-impl Concerning {
-    fn each<K>(
-        &self,
-        watched: &Watched<K>,
-        concerns: impl Fn(&K, &Service) -> bool + Send + 'static,
-    ) -> Trigger
-    where
-        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-        K::DynamicType: Default + Eq + std::hash::Hash + Clone + Send + Sync,
-    {
-        self.of(watched.changes(), move |object, service| concerns(object, service))
-    }
-
-    fn of<T: Send + 'static>(
-        &self,
-        changes: BoxStream<'static, T>,
-        concerns: impl Fn(&T, &Service) -> bool + Send + 'static,
-    ) -> Trigger {
-        let services = self.0.clone();
-        let matching = move |changed: T| {
-            let concerned: Vec<_> = services
-                .state()
-                .iter()
-                .filter(|service| concerns(&changed, service))
-                .map(|service| ObjectRef::from_obj(&**service))
-                .collect();
-            futures::stream::iter(concerned)
-        };
-        changes.flat_map(matching).boxed()
-    }
 }
 
 fn is_local<K: kube::Resource>(object: &K, service: &Service) -> bool {

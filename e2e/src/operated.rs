@@ -1,0 +1,92 @@
+//! A control plane with all definitions and an operator in this process, for
+//! tests of controllers. No node, so no pod runs.
+
+use anyhow::Result;
+use clap::Parser;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, api::PostParams};
+use peristyle::{config::Config, run};
+use serde_json::json;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use crate::command;
+use crate::control_plane::ControlPlane;
+use crate::stack;
+
+/// Namespace of the tests' objects.
+pub const NAMESPACE: &str = "shop";
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// An operator on a control plane; both end when it is dropped.
+pub struct Operated {
+    pub client: Client,
+    operator: Option<JoinHandle<()>>,
+    plane: ControlPlane,
+}
+
+impl Operated {
+    /// A control plane with our definitions, Traefik's, and two namespaces; no operator yet.
+    ///
+    /// # Errors
+    /// When the control plane does not start or refuses a definition.
+    pub async fn prepare() -> Result<Self> {
+        let plane = ControlPlane::start().await?;
+        let kubectl = async |arguments: &[&str]| {
+            let mut kubectl = Command::new(plane.state().program("kubectl"));
+            command::output(kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments)).await
+        };
+        stack::install_definitions(kubectl).await?;
+        let client = plane.client().await?;
+        for name in [stack::SYSTEM_NAMESPACE, NAMESPACE] {
+            let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+            Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
+        }
+        Ok(Self { client, operator: None, plane })
+    }
+
+    /// Starts an operator that calls itself `identity`, after the one before was cut off.
+    ///
+    /// # Errors
+    /// When there is no client for it.
+    pub async fn operate(&mut self, identity: &str) -> Result<()> {
+        self.cut_off();
+        let config =
+            Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config;
+        // A client of its own: cutting off the operator must not cut off the test.
+        let client = self.plane.client().await?;
+        self.operator = Some(tokio::spawn(async move {
+            if let Err(error) = run::operate(client, config).await {
+                eprintln!("the operator ended: {error:#}");
+            }
+        }));
+        Ok(())
+    }
+
+    /// Objects of a kind in the tests' namespace.
+    #[must_use]
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    fn cut_off(&mut self) {
+        if let Some(operator) = self.operator.take() {
+            operator.abort();
+        }
+    }
+}
+
+impl Drop for Operated {
+    fn drop(&mut self) {
+        self.cut_off();
+    }
+}
