@@ -10,7 +10,7 @@ use crate::demo;
 use crate::packages;
 use crate::progress::Progress;
 use crate::stack;
-use crate::state::{State, cache_dir};
+use crate::state::{STATE_DIR_VARIABLE, State, cache_dir};
 use crate::substrate::{self, Component};
 
 const CARGO_DENY: &str = "0.20.2";
@@ -51,21 +51,21 @@ pub async fn run(state: &State) -> Result<()> {
     let unit = ["test", "--workspace", "--locked"];
     p.step("unit and integration tests", cargo(&unit, &[("PERISTYLE_BIN", &bin)])).await?;
     p.step("helm lint", stack::lint(&programs)).await?;
-    p.step("control-plane tests", cluster_tests(&CONTROL_PLANE_TESTS)).await?;
-    p.step("sandbox life cycle", cluster_tests(&["lifecycle"])).await?;
+    p.step("control-plane tests", cluster_tests(state, &CONTROL_PLANE_TESTS)).await?;
+    p.step("sandbox life cycle", cluster_tests(state, &["lifecycle"])).await?;
 
     p.step("demo", Box::pin(demo::run(state))).await?;
-    p.step("end-to-end tests", cluster_tests(&SANDBOX_TESTS)).await?;
+    p.step("end-to-end tests", cluster_tests(state, &SANDBOX_TESTS)).await?;
     eprintln!("\n{}", progress.table());
     Ok(())
 }
 
-async fn cluster_tests(names: &[&str]) -> Result<()> {
+async fn cluster_tests(state: &State, names: &[&str]) -> Result<()> {
     let mut arguments = vec!["test", "--workspace", "--features", "e2e/cluster", "--locked"];
     arguments.extend(names.iter().flat_map(|name| ["--test", name]));
     // One cluster: tests that change the same objects take turns.
     arguments.extend(["--", "--test-threads=1"]);
-    cargo(&arguments, &[]).await
+    cargo(&arguments, &[(STATE_DIR_VARIABLE, &state.dir().display().to_string())]).await
 }
 
 async fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {

@@ -4,11 +4,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use tonic::Code;
 
-use crate::cluster::Cluster;
 use crate::example::{AUTH, Example, GREETER, NAMESPACE, PROPAGATION, new_user};
 use crate::sandbox::{self, Wanted};
-use crate::stack::{self, EDGE_PORT, SYSTEM_NAMESPACE};
-use crate::state::State;
+use crate::stack::{self, EDGE_PORT};
+use crate::state::{Kind, Settings, State};
 use crate::wait;
 
 /// Brings up sandbox, charts and example, makes the calls and leaves all running.
@@ -16,7 +15,8 @@ use crate::wait;
 /// # Errors
 /// The first step that failed or the first call that was not answered as it must be.
 pub async fn run(state: &State) -> Result<()> {
-    if Cluster::of(state).is_err() {
+    let is_existing = matches!(state.settings()?, Some(Settings { cluster: Kind::Existing { .. }, .. }));
+    if !is_existing {
         sandbox::up(state, &Wanted::Full { network: None, published: vec![EDGE_PORT] }).await?;
     }
     stack::install(state).await?;
@@ -39,12 +39,18 @@ pub async fn run(state: &State) -> Result<()> {
 
 async fn play(example: &Example) -> Result<String> {
     println!("\n$ call greeter.v1.GreeterService/Greet at http://{GREETER}:{EDGE_PORT}");
-    refused(example, "without a token", None, Code::Unauthenticated).await?;
+    refused(example, "without a token", None, (Code::Unauthenticated, "authentication required")).await?;
 
     let user = new_user("alice")?;
     let token = example.token(&user).await?;
     println!("  {:<40} {user} at http://{AUTH}:{EDGE_PORT}", "register, log in");
-    refused(example, "with the token, without the relation", Some(&token), Code::PermissionDenied).await?;
+    refused(
+        example,
+        "with the token, without the relation",
+        Some(&token),
+        (Code::PermissionDenied, "permission denied"),
+    )
+    .await?;
 
     example.allow(&[&user]).await?;
     println!("  {:<40} Greeting:greeter#greeters@{user}", "tuple added to AuthPolicy greeter");
@@ -54,22 +60,34 @@ async fn play(example: &Example) -> Result<String> {
     ensure!(stored > before, "the greeting was not stored: {before} rows before, {stored} after");
     println!("  {:<40} {stored} rows", "stored in greeter's database");
 
-    scale_keto(example, 0).await?;
+    example.scale("keto", 0).await?;
     println!("  Keto stopped");
-    refused(example, "with token and relation", Some(&token), Code::Unavailable).await?;
-    scale_keto(example, 1).await?;
+    refused(
+        example,
+        "with token and relation",
+        Some(&token),
+        (Code::Unavailable, "authorization unavailable"),
+    )
+    .await?;
+    example.scale("keto", 1).await?;
     println!("  Keto back");
     greeted(example, &token).await?;
     Ok(token)
 }
 
-async fn refused(example: &Example, what: &str, token: Option<&str>, code: Code) -> Result<()> {
+/// The message tells the edge's refusal from one of the workload, which asks for a token itself.
+async fn refused(
+    example: &Example,
+    what: &str,
+    token: Option<&str>,
+    (code, message): (Code, &str),
+) -> Result<()> {
     let status =
         wait::until(
             &format!("the call {what} is refused with {code:?}"),
             PROPAGATION,
             async || match example.edge.greet(GREETER, token, "Ada").await {
-                Err(status) if status.code() == code => Ok(status),
+                Err(status) if status.code() == code && status.message() == message => Ok(status),
                 Err(status) => bail!("answered {:?}: {}", status.code(), status.message()),
                 Ok(answer) if token.is_none() => {
                     Err(wait::Never(anyhow::anyhow!("it was ALLOWED: {}", answer.message)).into())
@@ -94,14 +112,6 @@ async fn greeted(example: &Example, token: &str) -> Result<()> {
 async fn stored_greetings(example: &Example) -> Result<u64> {
     let count = stack::query(&example.cluster, "demo_greeter", "select count(*) from app.greetings").await?;
     count.parse().with_context(|| format!("psql answered {count:?} where a number was expected"))
-}
-
-async fn scale_keto(example: &Example, replicas: u8) -> Result<()> {
-    let replicas = format!("--replicas={replicas}");
-    let (cluster, keto) = (&example.cluster, "deployment/keto");
-    cluster.kubectl(&["scale", "-n", SYSTEM_NAMESPACE, keto, &replicas]).await?;
-    cluster.kubectl(&["rollout", "status", "-n", SYSTEM_NAMESPACE, keto, "--timeout=120s"]).await?;
-    Ok(())
 }
 
 /// The status as gRPC's documentation writes it.

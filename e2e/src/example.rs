@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::calls::Edge;
+use crate::calls::{Answer, Edge};
 use crate::cluster::Cluster;
 use crate::images::References;
-use crate::stack::{self, EDGE_PORT};
+use crate::stack::{self, EDGE_PORT, SYSTEM_NAMESPACE};
 use crate::state::State;
 
 /// Namespace of the example.
@@ -18,12 +18,27 @@ pub const NAMESPACE: &str = "demo";
 pub const GREETER: &str = "greeter.demo.apps.localhost";
 /// Host of the auth service.
 pub const AUTH: &str = "auth.demo.apps.localhost";
+/// Host of the echo, see [`Example::start_echo`].
+pub const ECHO: &str = "echo.demo.apps.localhost";
 /// Issuer of the auth service's tokens.
 pub const ISSUER: &str = "http://auth.demo.svc.cluster.local:8080";
 /// How long a change may take until every component follows it.
 pub const PROPAGATION: Duration = Duration::from_secs(60);
 
 const READY: Duration = Duration::from_secs(300);
+
+/// Answers every request with its own head: what a backend sees. It asks
+/// nobody who calls, so that whatever reaches it was let in by the edge.
+const ECHO_SERVER: &str = r#"
+use IO::Socket::INET;
+my $s = IO::Socket::INET->new(LocalPort => $ENV{PORT}, Listen => 64, ReuseAddr => 1) or die $!;
+while (my $c = $s->accept) {
+  my $head = "";
+  while (my $line = <$c>) { last if $line =~ /^\r?\n$/; $head .= $line }
+  print $c "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " . length($head) . "\r\n\r\n$head";
+  close $c;
+}
+"#;
 
 /// `examples/01-greeter` in the namespace `demo`, ready.
 #[derive(Debug)]
@@ -92,6 +107,63 @@ impl Example {
         self.cluster
             .kubectl(&["patch", "-n", NAMESPACE, "apol", "greeter", "--type=merge", "-p", &patch])
             .await?;
+        Ok(())
+    }
+
+    /// A workload over plain HTTP beside the example: `/open` for everyone,
+    /// `/mine` with a token, `/ours` with a token and the right to greet.
+    ///
+    /// # Errors
+    /// When the sandbox has no image for it or it does not become ready.
+    pub async fn start_echo(&self) -> Result<()> {
+        let image = self.images.get("postgres").context("only the sandbox has an image with perl")?;
+        let matching = |path: &str| json!({"http": [{"path": {"prefix": path}, "methods": ["GET", "POST"]}]});
+        let greeters =
+            json!({"relation": {"namespace": "Greeting", "object": "greeter", "relation": "greet"}});
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "metadata": {"name": "echo"}, "spec": {
+                "image": image, "command": ["perl", "-e", ECHO_SERVER],
+                "ports": [{"name": "http", "port": 8080, "protocol": "HTTP"}],
+                "health": {"startup": {"tcp": {}}, "readiness": {"tcp": {}}, "liveness": {"tcp": {}}},
+                "expose": [{"name": "public"}]}},
+            {"apiVersion": "peristyle.dev/v1alpha1", "kind": "AuthPolicy", "metadata": {"name": "echo"}, "spec": {
+                "targets": [{"service": "echo"}],
+                "authentication": [{"name": "idp", "jwt": {"issuer": ISSUER, "audiences": ["greeter"]}}],
+                "rules": [
+                    {"name": "open", "match": matching("/open"), "public": {}},
+                    {"name": "mine", "match": matching("/mine"), "authentication": ["idp"]},
+                    {"name": "ours", "match": matching("/ours"), "authentication": ["idp"], "authorization": greeters}
+                ]}}
+        ]});
+        stack::apply(&self.cluster, NAMESPACE, &objects.to_string()).await?;
+        self.wait_until_ready(NAMESPACE).await
+    }
+
+    /// Removes the echo again.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn stop_echo(&self) -> Result<()> {
+        self.cluster.kubectl(&["delete", "-n", NAMESPACE, "psvc/echo", "apol/echo"]).await?;
+        Ok(())
+    }
+
+    /// The status of a plain GET to the echo.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub async fn get_echo(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        self.edge.http(Method::GET, ECHO, path, headers, None).await
+    }
+
+    /// Scales a Deployment of the stack and waits until that is done.
+    ///
+    /// # Errors
+    /// When the API server refuses or the rollout does not end.
+    pub async fn scale(&self, deployment: &str, replicas: u8) -> Result<()> {
+        let (name, replicas) = (format!("deployment/{deployment}"), format!("--replicas={replicas}"));
+        self.cluster.kubectl(&["scale", "-n", SYSTEM_NAMESPACE, &name, &replicas]).await?;
+        self.cluster.kubectl(&["rollout", "status", "-n", SYSTEM_NAMESPACE, &name, "--timeout=120s"]).await?;
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ pub const NODE: &[&str] = &[
     "iptables",
     "mmdebstrap",
     "nftables",
+    "procps",
     "runc",
     "socat",
 ];

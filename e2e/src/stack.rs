@@ -60,7 +60,8 @@ async fn helm(cluster: &Cluster, chart: &str, files: &[&str], values: &Value) ->
         arguments.extend(["--values", file]);
     }
     if let Err(error) = cluster.helm(&arguments).await {
-        let pods = cluster.kubectl(&["get", "pods,events", "-n", SYSTEM_NAMESPACE, "-o", "wide"]).await?;
+        let pods = cluster.kubectl(&["get", "pods,events", "-n", SYSTEM_NAMESPACE, "-o", "wide"]).await;
+        let pods = pods.unwrap_or_else(|error| format!("{error:#}"));
         return Err(error.context(format!("chart {chart} did not become ready; the namespace:\n{pods}")));
     }
     Ok(())

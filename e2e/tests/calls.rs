@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::calls::Answer;
-use e2e::example::{AUTH, Example, GREETER, ISSUER, NAMESPACE, PROPAGATION, new_user};
+use e2e::example::{AUTH, ECHO, Example, GREETER, ISSUER, PROPAGATION, new_user};
 use e2e::state::State;
 use e2e::{stack, wait};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -14,38 +14,66 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 
-const ECHO: &str = "echo.demo.apps.localhost";
-
-/// Answers every request with its own head: what a backend sees.
-const ECHO_SERVER: &str = r#"
-use IO::Socket::INET;
-my $s = IO::Socket::INET->new(LocalPort => $ENV{PORT}, Listen => 64, ReuseAddr => 1) or die $!;
-while (my $c = $s->accept) {
-  my $head = "";
-  while (my $line = <$c>) { last if $line =~ /^\r?\n$/; $head .= $line }
-  print $c "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " . length($head) . "\r\n\r\n$head";
-  close $c;
-}
-"#;
-
 async fn example() -> Example {
     Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
 }
 
-async fn code(example: &Example, token: Option<&str>) -> Code {
-    match example.edge.greet(GREETER, token, "Ada").await {
-        Ok(_) => Code::Ok,
-        Err(status) => status.code(),
+const ALLOWED: (Code, &str) = (Code::Ok, "");
+/// The edge's own words: the greeter, which asks for a token itself, has others.
+const NO_TOKEN: (Code, &str) = (Code::Unauthenticated, "authentication required");
+const NO_RELATION: (Code, &str) = (Code::PermissionDenied, "permission denied");
+const NO_KETO: (Code, &str) = (Code::Unavailable, "authorization unavailable");
+
+type Verdict = (Code, String);
+
+async fn call(example: &Example, headers: &[(&'static str, String)]) -> Verdict {
+    match example.edge.greet_with(GREETER, headers, "Ada").await {
+        Ok(_) => (Code::Ok, String::new()),
+        Err(status) => (status.code(), status.message().to_owned()),
     }
 }
 
-async fn becomes(example: &Example, token: Option<&str>, expected: Code) -> Result<()> {
+async fn call_with(example: &Example, token: &str) -> Verdict {
+    call(example, &[("authorization", format!("Bearer {token}"))]).await
+}
+
+#[track_caller]
+fn assert_verdict((code, message): &Verdict, expected: (Code, &str), what: &str) {
+    assert_eq!((*code, message.as_str()), expected, "{what}");
+}
+
+async fn becomes(example: &Example, token: &str, expected: (Code, &str)) -> Result<()> {
     wait::until(&format!("the call is answered {expected:?}"), PROPAGATION, async || {
-        let code = code(example, token).await;
-        ensure!(code == expected, "{code:?}");
+        let (code, message) = call_with(example, token).await;
+        ensure!((code, message.as_str()) == expected, "{code:?}: {message}");
         Ok(())
     })
     .await
+}
+
+async fn echo_becomes(example: &Example, path: &str, token: &str, expected: u16) -> Result<()> {
+    wait::until(&format!("GET {path} is answered {expected}"), PROPAGATION, async || {
+        let answer = example.get_echo(path, &[("authorization", &format!("Bearer {token}"))]).await?;
+        ensure!(answer.status == expected, "{} {}", answer.status, answer.body);
+        Ok(())
+    })
+    .await
+}
+
+/// Tokens of the right key with one wrong claim each, the first with none.
+async fn tokens(example: &Example, user: &str) -> Result<Vec<(&'static str, String)>> {
+    let good = json!({"iss": ISSUER, "aud": ["greeter"], "sub": user, "iat": now(), "exp": now() + 600});
+    let mut tokens = vec![("good claims", sign(example, &good).await?)];
+    for (what, claim, value) in [
+        ("a wrong issuer", "iss", json!("http://elsewhere")),
+        ("a wrong audience", "aud", json!(["other"])),
+        ("an expired token", "exp", json!(now() - 60)),
+    ] {
+        let mut claims = good.clone();
+        claims[claim] = value;
+        tokens.push((what, sign(example, &claims).await?));
+    }
+    Ok(tokens)
 }
 
 /// Signs `claims` with the key of the auth service itself.
@@ -67,77 +95,57 @@ async fn a_grpc_call_gets_exactly_as_far_as_its_token_and_relation_carry_it() {
     let (user, other) = (new_user("alice").unwrap(), new_user("mallory").unwrap());
     let (token, other_token) = (example.token(&user).await.unwrap(), example.token(&other).await.unwrap());
     example.allow(&[&user]).await.unwrap();
-    becomes(&example, Some(&token), Code::Ok).await.unwrap();
+    becomes(&example, &token, ALLOWED).await.unwrap();
 
-    assert_eq!(code(&example, None).await, Code::Unauthenticated);
-    assert_eq!(
-        code(&example, Some(&other_token)).await,
-        Code::PermissionDenied,
-        "a token without the relation"
-    );
-    assert_eq!(code(&example, Some("no.jwt.atall")).await, Code::Unauthenticated);
-
-    let good = json!({"iss": ISSUER, "aud": ["greeter"], "sub": user, "iat": now(), "exp": now() + 600});
-    let signed = sign(&example, &good).await.unwrap();
-    assert_eq!(code(&example, Some(&signed)).await, Code::Ok, "the control: the same key and good claims");
-    for (what, claim, value) in [
-        ("a wrong issuer", "iss", json!("http://elsewhere")),
-        ("a wrong audience", "aud", json!(["other"])),
-        ("an expired token", "exp", json!(now() - 60)),
-    ] {
-        let mut claims = good.clone();
-        claims[claim] = value;
-        let token = sign(&example, &claims).await.unwrap();
-        assert_eq!(code(&example, Some(&token)).await, Code::Unauthenticated, "{what}");
+    assert_verdict(&call(&example, &[]).await, NO_TOKEN, "no token");
+    assert_verdict(&call_with(&example, "no.jwt.atall").await, NO_TOKEN, "garbage");
+    assert_verdict(&call_with(&example, &other_token).await, NO_RELATION, "a token without the relation");
+    for (what, token) in tokens(&example, &user).await.unwrap() {
+        let expected = if what == "good claims" { ALLOWED } else { NO_TOKEN };
+        assert_verdict(&call_with(&example, &token).await, expected, what);
     }
 
     let forged = [("x-user", user.clone()), ("x_user", user.clone())];
-    let answer = example.edge.greet_with(GREETER, &forged, "Ada").await;
-    assert_eq!(
-        answer.map(|_| ()).unwrap_err().code(),
-        Code::Unauthenticated,
-        "a forged X-User instead of a token"
-    );
+    assert_verdict(&call(&example, &forged).await, NO_TOKEN, "a forged X-User instead of a token");
     let forged = [("authorization", format!("Bearer {other_token}")), ("x-user", user.clone())];
-    let answer = example.edge.greet_with(GREETER, &forged, "Ada").await;
-    assert_eq!(
-        answer.map(|_| ()).unwrap_err().code(),
-        Code::PermissionDenied,
-        "a forged X-User beside a token"
-    );
+    assert_verdict(&call(&example, &forged).await, NO_RELATION, "a forged X-User beside a token");
 
     let channel = example.edge.channel(GREETER).unwrap();
     let mut unnamed = tonic::Request::new(greeter::v2::GreetRequest::default());
     unnamed.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     let answer = greeter::v2::greeter_service_client::GreeterServiceClient::new(channel).greet(unnamed).await;
-    assert_eq!(answer.map(|_| ()).unwrap_err().code(), Code::PermissionDenied, "a method that no rule names");
+    let status = answer.map(|_| ()).unwrap_err();
+    let verdict = (status.code(), status.message().to_owned());
+    assert_verdict(&verdict, NO_RELATION, "a method that no rule names");
 
     example.allow(&[]).await.unwrap();
-    becomes(&example, Some(&token), Code::PermissionDenied).await.unwrap();
+    becomes(&example, &token, NO_RELATION).await.unwrap();
 }
 
-async fn echo(example: &Example) -> Result<()> {
-    let image = example.images.get("postgres").context("the sandbox has an image with perl")?;
-    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "metadata": {"name": "echo"}, "spec": {
-            "image": image, "command": ["perl", "-e", ECHO_SERVER],
-            "ports": [{"name": "http", "port": 8080, "protocol": "HTTP"}],
-            "health": {"startup": {"tcp": {}}, "readiness": {"tcp": {}}, "liveness": {"tcp": {}}},
-            "expose": [{"name": "public"}]}},
-        {"apiVersion": "peristyle.dev/v1alpha1", "kind": "AuthPolicy", "metadata": {"name": "echo"}, "spec": {
-            "targets": [{"service": "echo"}],
-            "authentication": [{"name": "idp", "jwt": {"issuer": ISSUER, "audiences": ["greeter"]}}],
-            "rules": [
-                {"name": "open", "match": {"http": [{"path": {"prefix": "/open"}}]}, "public": {}},
-                {"name": "mine", "match": {"http": [{"path": {"prefix": "/mine"}, "methods": ["GET", "POST"]}]}, "authentication": ["idp"]}
-            ]}}
-    ]});
-    stack::apply(&example.cluster, NAMESPACE, &objects.to_string()).await?;
-    example.wait_until_ready(NAMESPACE).await
+#[tokio::test]
+async fn without_keto_nobody_gets_where_a_relation_is_asked_for() {
+    let example = example().await;
+    example.start_echo().await.unwrap();
+    let user = new_user("dave").unwrap();
+    let token = example.token(&user).await.unwrap();
+    example.allow(&[&user]).await.unwrap();
+    becomes(&example, &token, ALLOWED).await.unwrap();
+    echo_becomes(&example, "/ours", &token, 200).await.unwrap();
+
+    example.scale("keto", 0).await.unwrap();
+    becomes(&example, &token, NO_KETO).await.unwrap();
+    echo_becomes(&example, "/ours", &token, 500).await.unwrap();
+    let answer = example.get_echo("/mine", &[("authorization", &format!("Bearer {token}"))]).await.unwrap();
+    assert_eq!(answer.status, 200, "a rule without a relation does not need Keto");
+
+    example.scale("keto", 1).await.unwrap();
+    becomes(&example, &token, ALLOWED).await.unwrap();
+    echo_becomes(&example, "/ours", &token, 200).await.unwrap();
+    example.stop_echo().await.unwrap();
 }
 
 async fn get(example: &Example, path: &str, headers: &[(&str, &str)]) -> Answer {
-    example.edge.http(Method::GET, ECHO, path, headers, None).await.unwrap()
+    example.get_echo(path, headers).await.unwrap()
 }
 
 fn seen(answer: &Answer, header: &str) -> Vec<String> {
@@ -149,17 +157,20 @@ fn seen(answer: &Answer, header: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_plain_http_call_gets_exactly_as_far_and_the_backend_sees_no_forged_identity() {
     let example = example().await;
-    echo(&example).await.unwrap();
+    example.start_echo().await.unwrap();
     let user = new_user("bob").unwrap();
     let token = example.token(&user).await.unwrap();
     let bearer = format!("Bearer {token}");
-    wait::until("the echo answers", PROPAGATION, async || {
-        let answer = get(&example, "/mine", &[("authorization", &bearer)]).await;
-        ensure!(answer.status == 200, "{} {}", answer.status, answer.body);
-        Ok(())
-    })
-    .await
-    .unwrap();
+    example.allow(&[]).await.unwrap();
+    echo_becomes(&example, "/mine", &token, 200).await.unwrap();
+    echo_becomes(&example, "/ours", &token, 403).await.unwrap();
+    example.allow(&[&user]).await.unwrap();
+    echo_becomes(&example, "/ours", &token, 200).await.unwrap();
+    for (what, token) in tokens(&example, &user).await.unwrap() {
+        let expected = if what == "good claims" { 200 } else { 401 };
+        let answer = get(&example, "/ours", &[("authorization", &format!("Bearer {token}"))]).await;
+        assert_eq!(answer.status, expected, "{what}: {}", answer.body);
+    }
 
     for (what, path, headers, status) in [
         ("no token", "/mine/x", vec![], 401),
@@ -197,15 +208,21 @@ async fn a_plain_http_call_gets_exactly_as_far_and_the_backend_sees_no_forged_id
     let answer = get(&example, "/open", &[("x-user", "root"), ("x_user", "root")]).await;
     let values = seen(&answer, "x-user").into_iter().chain(seen(&answer, "x_user")).collect::<String>();
     assert_eq!(values, "", "a public call carries an identity: {}", answer.body);
+    example.stop_echo().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_host_answers_only_calls_that_it_serves() {
     let example = example().await;
-    for host in ["caller.demo.apps.localhost", "nobody.demo.apps.localhost", AUTH] {
-        let answer = example.edge.greet(host, None, "Ada").await;
-        assert!(answer.is_err(), "{host} answered a call that it does not serve");
+    for (host, expected) in [
+        ("caller.demo.apps.localhost", (Code::Unimplemented, "")),
+        ("nobody.demo.apps.localhost", (Code::Unimplemented, "")),
+    ] {
+        let status = example.edge.greet(host, None, "Ada").await.map(|_| ()).unwrap_err();
+        assert_eq!(status.code(), expected.0, "{host}: {status:?}");
     }
+    let status = example.edge.greet(AUTH, None, "Ada").await.map(|_| ()).unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "a gRPC call to an HTTP host: {status:?}");
     let answer = example.edge.http(Method::GET, GREETER, "/", &[], None).await.unwrap();
     assert!(matches!(answer.status, 401 | 403), "a plain call to a gRPC host: {}", answer.status);
 }
@@ -235,9 +252,9 @@ async fn a_route_of_a_stranger_for_our_host_is_not_served_and_the_edge_label_is_
 async fn watch_for_theft(example: &Example) -> Result<()> {
     let end = tokio::time::Instant::now() + Duration::from_secs(5);
     while tokio::time::Instant::now() < end {
-        let code = code(example, None).await;
-        if code != Code::Unauthenticated {
-            bail!("the host was taken over: {code:?}");
+        let (code, message) = call(example, &[]).await;
+        if (code, message.as_str()) != NO_TOKEN {
+            bail!("the host was taken over: {code:?} {message}");
         }
     }
     Ok(())

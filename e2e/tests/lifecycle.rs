@@ -141,12 +141,19 @@ fn as_root_and_alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A port of the loopback address that nobody listens on now.
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port().to_string()
+}
+
 #[test]
 fn a_full_sandbox_comes_up_survives_the_death_of_its_processes_and_leaves_nothing() {
     let _alone = as_root_and_alone();
     let before = Machine::now();
     let sandbox = Sandbox::new();
-    let up = ["up", "--publish", ""];
+    let port = free_port();
+    let up = ["up", "--publish", &port];
     sandbox.run(&up);
     assert!(sandbox.kubectl("get nodes").contains(" Ready "));
 

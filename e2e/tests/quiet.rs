@@ -1,5 +1,7 @@
 //! An operator with nothing to do asks and writes nothing.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +16,10 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Requests of the operator in the audit log, from byte `offset` on: not its
 /// Lease, not the renewal of a watch.
 fn requests(state: &State, offset: u64) -> Result<Vec<String>> {
-    let log = std::fs::read(state.log("audit")).context("the API server writes an audit log")?;
-    let fresh = log.get(usize::try_from(offset)?..).unwrap_or_default();
+    let mut log = File::open(state.log("audit")).context("the API server writes an audit log")?;
+    log.seek(SeekFrom::Start(offset))?;
+    let mut fresh = Vec::new();
+    log.read_to_end(&mut fresh)?;
     let operator = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:peristyle");
     let entries =
         fresh.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());

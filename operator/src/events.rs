@@ -5,7 +5,10 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::conditions::{Finding, State};
+use crate::{
+    conditions::{Finding, State},
+    retry::bounded,
+};
 
 /// Writes events; a lost event is logged and never fails a reconcile.
 pub struct Events(Recorder);
@@ -31,7 +34,7 @@ impl Events {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.0.publish(&event, &object.object_ref(&())).await {
+        if let Err(error) = bounded(self.0.publish(&event, &object.object_ref(&()))).await {
             tracing::warn!(%error, "failed to publish an event");
         }
     }

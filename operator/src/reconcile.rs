@@ -159,9 +159,13 @@ where
     };
     ctx.metrics.reconciled(&K::kind(&()), class, started.elapsed());
     let requeue = outcome.requeue;
-    let standing = conditions::worst(&outcome.findings).map(|finding| finding.state);
+    let worst = conditions::worst(&outcome.findings);
+    let standing = worst.map(|finding| finding.state);
+    let is_name_conflict = worst.is_some_and(|finding| finding.reason == Reason::NameConflict);
     write_status(&*object, &ctx, outcome).await?;
     Ok(match class {
+        // The caches do not show when the object of somebody else is gone.
+        Some(Class::Terminal) if is_name_conflict => Action::requeue(jitter(WAIT)),
         Some(Class::Terminal) => Action::await_change(),
         Some(Class::Forbidden) => Action::requeue(ctx.backoff.fail(&key).max(Duration::from_secs(30))),
         Some(Class::Wait) => Action::requeue(jitter(WAIT)),
@@ -197,7 +201,14 @@ const fn state(class: Class) -> State {
 struct StatusPatch<'a, S> {
     api_version: &'a str,
     kind: &'a str,
+    metadata: Identity<'a>,
     status: &'a S,
+}
+
+/// An object that was deleted and made anew meanwhile must not get this status.
+#[derive(Serialize, Debug)]
+struct Identity<'a> {
+    uid: &'a str,
 }
 
 /// Writes the status if it differs, and tells of a transition by an event.
@@ -219,7 +230,12 @@ where
     if stored == Some(&status) {
         return Ok(());
     }
-    let patch = StatusPatch { api_version: &K::api_version(&()), kind: &K::kind(&()), status: &status };
+    let patch = StatusPatch {
+        api_version: &K::api_version(&()),
+        kind: &K::kind(&()),
+        metadata: Identity { uid: object.meta().uid.as_deref().unwrap_or_default() },
+        status: &status,
+    };
     match bounded(patch_status(ctx, object, &patch)).await {
         Ok(_) => {}
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),

@@ -80,5 +80,8 @@ async fn lead(ctx: Arc<Context>, readiness: Readiness) -> anyhow::Result<()> {
             anyhow::bail!("the Lease was lost")
         }
         _ = task => anyhow::bail!("the Lease could not be kept"),
+        () = leader::cut_off(ctx.client.clone(), &ctx.config.namespace) => {
+            anyhow::bail!("the API server has not answered for as long as the Lease holds")
+        }
     }
 }

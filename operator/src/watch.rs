@@ -8,9 +8,10 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store},
-        watcher,
+        watcher::{self, Event, watcher},
     },
 };
+use peristyle_crds::class::DEFAULT_CLASS_ANNOTATION;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
@@ -41,20 +42,37 @@ impl<K: Cached> Watched<K> {
         let (store, writer) = reflector::store();
         let (changes, _) = broadcast::channel(BUFFER);
         let sender = changes.clone();
+        let cache = store.clone();
         let mut events = watcher(api, config)
             .default_backoff()
             .modify(|object| object.managed_fields_mut().clear())
             .reflect(writer)
-            .touched_objects()
             .boxed();
         tokio::spawn(async move {
+            let mut before = Vec::new();
             while let Some(event) = events.next().await {
-                match event {
-                    // An error means that nobody listens (yet): the cache is enough.
-                    Ok(object) => drop(sender.send(Arc::new(object))),
+                let touched = match event {
+                    Ok(Event::Apply(object) | Event::Delete(object)) => vec![Arc::new(object)],
+                    // The cache shows the new list only when it is complete, and
+                    // what was deleted meanwhile is told by nothing but its absence.
+                    Ok(Event::Init) => {
+                        before = cache.state();
+                        continue;
+                    }
+                    Ok(Event::InitApply(_)) => continue,
+                    Ok(Event::InitDone) => {
+                        let is_gone = |object: &Arc<K>| cache.get(&ObjectRef::from_obj(&**object)).is_none();
+                        let gone = std::mem::take(&mut before).into_iter().filter(is_gone);
+                        cache.state().into_iter().chain(gone).collect()
+                    }
                     Err(error) => {
                         tracing::warn!(kind = %K::kind(&()), %error, "watch failed, retrying");
+                        continue;
                     }
+                };
+                for object in touched {
+                    // An error means that nobody listens (yet): the cache is enough.
+                    drop(sender.send(object));
                 }
             }
         });
@@ -126,21 +144,21 @@ impl<K: Cached> Watched<K> {
         concerned(self.changes(), roots, move |object, root| concerns(object, root))
     }
 
-    /// The owner in the same namespace that `label` names, for each child that changes.
+    /// The owner in the same namespace, for each child that changes.
     #[must_use]
     pub fn owners<R: Cached>(&self, label: &'static str) -> BoxStream<'static, ObjectRef<R>> {
         let owner = move |child: Arc<K>| {
-            let name = child.labels().get(label).cloned();
-            std::future::ready(name.zip(child.namespace()).map(|(name, n)| ObjectRef::new(&name).within(&n)))
+            let name = owner_name::<R>(&*child, label).zip(child.namespace());
+            std::future::ready(name.map(|(name, namespace)| ObjectRef::new(&name).within(&namespace)))
         };
         self.changes().filter_map(owner).boxed()
     }
 
-    /// The owner without a namespace that `label` names, for each child that changes.
+    /// The owner without a namespace, for each child that changes.
     #[must_use]
     pub fn cluster_owners<R: Cached>(&self, label: &'static str) -> BoxStream<'static, ObjectRef<R>> {
         let owner = move |child: Arc<K>| {
-            std::future::ready(child.labels().get(label).map(|name| ObjectRef::new(name)))
+            std::future::ready(owner_name::<R>(&*child, label).map(|name| ObjectRef::new(&name)))
         };
         self.changes().filter_map(owner).boxed()
     }
@@ -153,7 +171,10 @@ impl<K: Cached> Watched<K> {
         let mut seen = HashMap::new();
         let news = move |object: Arc<K>| {
             let reference = ObjectRef::from_obj(&*object);
-            let mark = (object.uid(), object.meta().generation, object.meta().deletion_timestamp.is_some());
+            // Which class is the default stands in an annotation, without a generation.
+            let default = object.annotations().get(DEFAULT_CLASS_ANNOTATION).cloned();
+            let meta = object.meta();
+            let mark = (object.uid(), meta.generation, meta.deletion_timestamp.is_some(), default);
             let is_news = if store.get(&reference).is_none() {
                 seen.remove(&reference);
                 true
@@ -164,6 +185,18 @@ impl<K: Cached> Watched<K> {
         };
         self.changes().filter_map(news).boxed()
     }
+}
+
+/// The controller of `child` if it is of kind `R`; else what its label says,
+/// which anybody may edit.
+fn owner_name<R: Cached>(child: &impl Resource, label: &str) -> Option<String> {
+    let mut owners = child.meta().owner_references.iter().flatten();
+    let controller = owners.find(|owner| {
+        owner.controller == Some(true)
+            && owner.kind == R::kind(&())
+            && owner.api_version == R::api_version(&())
+    });
+    controller.map(|owner| owner.name.clone()).or_else(|| child.meta().labels.as_ref()?.get(label).cloned())
 }
 
 /// For each event, the objects of `roots` that it concerns.

@@ -91,6 +91,8 @@ pub async fn run(ctx: Arc<Context>) {
         all(stores.auth_policies.spec_changes()),
         all(stores.services.spec_changes()),
         all(stores.edge_classes.spec_changes()),
+        // Which class is the default depends on all of them.
+        all(classes.spec_changes()),
         all(stores.namespaces.changes().map(drop).boxed()),
         stores
             .system_endpoint_slices
@@ -108,6 +110,10 @@ async fn reconcile(
     clients: Clients,
     memory: Arc<Memory>,
 ) -> Result<Outcome<AuthClassStatus>, Error> {
+    if class.metadata.deletion_timestamp.is_some() {
+        let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
+        return Ok(Outcome::new(class.status.clone().unwrap_or_default(), vec![finding]));
+    }
     let uid = class.uid().unwrap_or_default();
     if let Some(finding) = misplaced(&class, &ctx.config.namespace) {
         ctx.publications.replace(&uid, BTreeMap::new(), Refusals::new());

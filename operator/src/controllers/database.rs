@@ -33,7 +33,7 @@ use crate::{
     external::postgres::{self, Refusal, Session},
     metadata::{Owner, is_controlled_by},
     reconcile::{self, Outcome},
-    retry::{self, Class, Classified},
+    retry::{self, Class, Classified, bounded},
     sql::password::Password,
 };
 
@@ -224,7 +224,7 @@ async fn prune(ctx: &Context, owner: &Owner, validated: &Validated) -> Result<()
             preconditions: Some(Preconditions { uid: secret.meta().uid.clone(), resource_version: None }),
             ..DeleteParams::background()
         };
-        match api.delete(&name, &params).await {
+        match bounded(api.delete(&name, &params)).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             Err(source) => {

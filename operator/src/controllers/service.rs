@@ -23,6 +23,7 @@ use crate::{
     apply::Error,
     conditions::{Finding, State},
     context::Context,
+    edge::traefik::Edge,
     metadata::Owner,
     reconcile::{self, Outcome},
 };
@@ -39,6 +40,12 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<ServiceStatus>, Error> {
     let owner = Owner::new(&*service, &service.namespace().unwrap_or_default(), SERVICE_LABEL);
+    if service.metadata.deletion_timestamp.is_some() {
+        // Children that go before their owner must not come back.
+        apply::withdraw(&ctx, &owner, &Edge::default()).await?;
+        let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
+        return Ok(Outcome::new(service.status.clone().unwrap_or_default(), vec![finding]));
+    }
     let observed = observe::observe(&ctx, &service, &owner).await;
     let routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
@@ -49,7 +56,7 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
         Err(invalid) => return Ok(stalled(&service, &routes, Reason::Invalid, &invalid)),
     };
     let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
-    let applied = match apply::apply(&ctx, &owner, &desired).await {
+    let applied = match apply::apply(&ctx, &owner, &desired, observed.has_traefik).await {
         Ok(applied) => applied,
         Err(error @ Error::NameConflict { .. }) => {
             return Ok(Outcome {

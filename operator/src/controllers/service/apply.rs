@@ -74,7 +74,12 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
 ///
 /// # Errors
 /// At the first child that cannot be written.
-pub async fn apply(ctx: &Context, owner: &Owner, desired: &Desired) -> Result<Applied, Error> {
+pub async fn apply(
+    ctx: &Context,
+    owner: &Owner,
+    desired: &Desired,
+    has_traefik: bool,
+) -> Result<Applied, Error> {
     let stores = &ctx.stores;
     let mut writer = Writer { ctx, inventory: Vec::new() };
     let Desired { service_account, core_service, edge_errors, workload, edge } = desired;
@@ -98,8 +103,11 @@ pub async fn apply(ctx: &Context, owner: &Owner, desired: &Desired) -> Result<Ap
     }
     writer.prune(&stores.middlewares, owner).await?;
     writer.prune(&stores.servers_transports, owner).await?;
-    writer.prune(&stores.endpoint_slices, owner).await?;
-    writer.prune(&stores.core_services, owner).await?;
+    // Routes that are not in the caches yet may still lead to these.
+    if has_traefik {
+        writer.prune(&stores.endpoint_slices, owner).await?;
+        writer.prune(&stores.core_services, owner).await?;
+    }
     writer.prune_jobs(owner).await?;
     writer.inventory.sort();
     Ok(Applied { deployment, hooks, inventory: writer.inventory })

@@ -3,7 +3,6 @@
 use futures::stream::BoxStream;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
-    condition::{Reason, types},
     names::SERVICE_LABEL,
     v1alpha1::{Database, Service},
 };
@@ -31,7 +30,9 @@ pub fn all(
         stores.middlewares.owners(SERVICE_LABEL),
         stores.servers_transports.owners(SERVICE_LABEL),
         stores.databases.concerning(services, uses),
-        stores.services.concerning(services, follows),
+        stores.services.concerning(services, calls),
+        // A host may have been claimed or given up.
+        concerned(stores.services.spec_changes(), services, |(), service| is_exposed(service)),
         stores.secrets.concerning(services, |secret, service| {
             is_local(secret, service) && references(service).contains(&Reference::Secret(secret.name_any()))
         }),
@@ -67,28 +68,12 @@ fn uses(database: &Database, service: &Service) -> bool {
     is_local(database, service) && service.spec.databases.iter().any(|binding| binding.database == name)
 }
 
-/// Whether `service` calls `changed`, or competes with it for a host.
-fn follows(changed: &Service, service: &Service) -> bool {
+/// Whether `service` calls `changed`.
+fn calls(changed: &Service, service: &Service) -> bool {
     let name = changed.name_any();
-    let calls = service.spec.depends_on.iter().any(|dependency| {
+    service.spec.depends_on.iter().any(|dependency| {
         dependency.service.as_ref() == Some(&name)
             && dependency.namespace.as_ref().or(service.metadata.namespace.as_ref())
                 == changed.metadata.namespace.as_ref()
-    });
-    calls || (changed.uid() != service.uid() && competes(changed, service))
-}
-
-fn competes(changed: &Service, service: &Service) -> bool {
-    // The host that was lost may be free now, whoever gave it up.
-    let lost_a_host = service
-        .status
-        .iter()
-        .flat_map(|s| &s.conditions)
-        .any(|c| c.type_ == types::ROUTES_PROGRAMMED && c.reason == Reason::HostConflict.as_str());
-    let hosts = |service: &Service| -> Vec<String> {
-        let entries = service.spec.expose.iter();
-        entries.flat_map(|expose| expose.hosts.clone()).collect()
-    };
-    let wanted = hosts(service);
-    lost_a_host || hosts(changed).iter().any(|host| wanted.contains(host))
+    })
 }
