@@ -9,14 +9,14 @@
 
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "support/program.rs"]
+mod program;
 #[path = "postgres/server.rs"]
 mod server;
 
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -27,6 +27,7 @@ use peristyle::{
     external::{http, keto::Keto},
 };
 use peristyle_crds::v1alpha1::auth_policy::Tuple;
+use program::{binary, own_address};
 use server::Server;
 use tempfile::TempDir;
 
@@ -52,22 +53,6 @@ impl Drop for Running {
     }
 }
 
-fn binary() -> PathBuf {
-    let folder = std::env::var_os("PERISTYLE_BIN")
-        .expect("PERISTYLE_BIN is not set; run `cargo sandbox test`, which builds Keto and sets it");
-    let binary = Path::new(&folder).join("keto");
-    assert!(
-        binary.exists(),
-        "{} does not exist; run `cargo sandbox test`, which builds it",
-        binary.display()
-    );
-    binary
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
 impl Running {
     /// Starts Keto with the file that the agent writes first.
     async fn start() -> Self {
@@ -78,11 +63,12 @@ impl Running {
         let namespaces = directory.path().join("namespaces.keto.ts");
         fs::write(&namespaces, model::file([]).0.text).unwrap();
         let mut config = CONFIG.replace("/etc/keto/namespaces.keto.ts", &namespaces.display().to_string());
+        let address = own_address();
         let addresses = [4466, 4467, 4468, 4469].map(|usual| {
-            let (from, port) = (format!("host: 0.0.0.0, port: {usual}"), free_port());
+            let from = format!("host: 0.0.0.0, port: {usual}");
             assert!(config.contains(&from), "the chart's configuration has no {from:?} any more");
-            config = config.replace(&from, &format!("host: 127.0.0.1, port: {port}"));
-            format!("http://127.0.0.1:{port}")
+            config = config.replace(&from, &format!("host: {address}, port: {usual}"));
+            format!("http://{address}:{usual}")
         });
         let [read, write, _, opl] = addresses;
         fs::write(directory.path().join("config.yaml"), config).unwrap();
@@ -93,7 +79,7 @@ impl Running {
         );
         let log = fs::File::create(directory.path().join("log")).unwrap();
         let command = |arguments: &[&str]| {
-            let mut command = Command::new(binary());
+            let mut command = Command::new(binary("keto"));
             command
                 .args(arguments)
                 .arg("--config")

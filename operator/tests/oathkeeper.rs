@@ -13,6 +13,8 @@ mod decide;
 mod oathkeeper;
 #[path = "support/objects.rs"]
 mod objects;
+#[path = "support/program.rs"]
+mod program;
 
 use std::{
     collections::BTreeSet,

@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -19,6 +18,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use peristyle::external::{http, oathkeeper::Oathkeeper};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use super::program::{binary, own_address};
 
 /// The configuration that the chart ships.
 const CONFIG: &str = include_str!("../../../charts/peristyle-stack/files/oathkeeper.yaml");
@@ -74,22 +75,6 @@ impl Drop for Running {
     }
 }
 
-fn binary() -> PathBuf {
-    let folder = std::env::var_os("PERISTYLE_BIN")
-        .expect("PERISTYLE_BIN is not set; run `cargo sandbox test`, which builds Oathkeeper and sets it");
-    let binary = Path::new(&folder).join("oathkeeper");
-    assert!(
-        binary.exists(),
-        "{} does not exist; run `cargo sandbox test`, which builds it",
-        binary.display()
-    );
-    binary
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
 async fn check(Json(question): Json<Value>) -> (StatusCode, Json<Value>) {
     let is_allowed = question["subject_id"] == "alice" && question["object"] == "orders";
     if question["object"] == "hang" {
@@ -114,11 +99,11 @@ impl Running {
         let directory = tempfile::tempdir().unwrap();
         let rules = directory.path().join("rules.json");
         fs::write(&rules, "[]").unwrap();
-        let port = free_port();
+        let address = own_address();
         let replaced = BTreeMap::from([
-            ("host: 0.0.0.0, port: 4456".to_owned(), format!("host: 127.0.0.1, port: {port}")),
-            ("port: 4455".to_owned(), format!("port: {}", free_port())),
-            ("host: 0.0.0.0, port: 9000".to_owned(), format!("host: 127.0.0.1, port: {}", free_port())),
+            ("host: 0.0.0.0, port: 4456".to_owned(), format!("host: {address}, port: 4456")),
+            ("host: 127.0.0.1, port: 4455".to_owned(), format!("host: {address}, port: 4455")),
+            ("host: 0.0.0.0, port: 9000".to_owned(), format!("host: {address}, port: 9000")),
             ("/etc/rules/rules.json".to_owned(), rules.display().to_string()),
         ]);
         let config = replaced.iter().fold(CONFIG.to_owned(), |config, (from, to)| {
@@ -128,7 +113,7 @@ impl Running {
         let path = directory.path().join("config.yaml");
         fs::write(&path, config).unwrap();
         let log = fs::File::create(directory.path().join("log")).unwrap();
-        let process = Command::new(binary())
+        let process = Command::new(binary("oathkeeper"))
             .args(["serve", "--sqa-opt-out", "--config"])
             .arg(&path)
             .env("LOG_LEVEL", "error")
@@ -141,7 +126,7 @@ impl Running {
         let mut running = Self {
             process,
             directory,
-            base: format!("http://127.0.0.1:{port}"),
+            base: format!("http://{address}:4456"),
             backend,
             issuer,
             oathkeeper: Oathkeeper::new(client.clone()),
