@@ -205,7 +205,11 @@ async fn run_server(
     let status = applied.status.unwrap_or_default();
     let is_ready = status.ready_replicas.unwrap_or_default() > 0
         && status.observed_generation >= applied.metadata.generation;
-    Ok(is_ready.then(|| format!("{:?} {:?}", applied.metadata.uid, status.current_revision)))
+    // Without a volume the data goes with the pod: another pod is another server.
+    let pods = stores.pods.labelled(&owner.namespace, DATABASE_CLASS_LABEL, &owner.name);
+    let mut pods: Vec<_> = pods.iter().filter_map(|pod| pod.uid()).collect();
+    pods.sort();
+    Ok(is_ready.then(|| pods.join(" ")))
 }
 
 /// `status` with the number of Databases that are bound to `class`.

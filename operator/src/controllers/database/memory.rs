@@ -7,8 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use peristyle_crds::v1alpha1::{Database, DatabaseStatus, database::RoleName};
+use peristyle_crds::{
+    condition::types,
+    v1alpha1::{Database, DatabaseStatus, database::RoleName},
+};
 
 use super::validate::Validated;
 use crate::{conditions::Finding, context::Context, controllers::database_class::target, sql::plan::Login};
@@ -22,6 +26,8 @@ pub struct Inputs {
     uid: Option<String>,
     generation: Option<i64>,
     class: (Option<String>, Option<i64>),
+    /// Moves when the server was away: what it held before may be gone.
+    reachable_since: Option<Time>,
     server: [Option<String>; 2],
     logins: Vec<Login>,
     secrets: BTreeMap<RoleName, (String, Option<String>)>,
@@ -34,10 +40,14 @@ impl Inputs {
         let namespace = database.namespace().unwrap_or_default();
         let version = |name: &str| ctx.stores.secrets.get(&namespace, name)?.resource_version();
         let secrets = validated.secrets.iter();
+        let mut conditions = validated.class.status.iter().flat_map(|status| &status.conditions);
         Self {
             uid: database.uid(),
             generation: database.metadata.generation,
             class: (validated.class.uid(), validated.class.metadata.generation),
+            reachable_since: conditions
+                .find(|condition| condition.type_ == types::READY)
+                .map(|condition| condition.last_transition_time.clone()),
             server: target::versions(ctx, &validated.access),
             logins: validated.desired.logins.clone(),
             secrets: secrets.map(|(role, name)| (*role, (name.clone(), version(name)))).collect(),

@@ -21,6 +21,7 @@ pub fn all(ctx: &Context) -> Vec<BoxStream<'static, ObjectRef<DatabaseClass>>> {
     };
     vec![
         stores.stateful_sets.cluster_owners(DATABASE_CLASS_LABEL),
+        stores.pods.cluster_owners(DATABASE_CLASS_LABEL),
         stores.core_services.cluster_owners(DATABASE_CLASS_LABEL),
         stores.secrets.concerning(&stores.database_classes, reads_secret),
         stores.config_maps.concerning(&stores.database_classes, reads_authorities),
