@@ -11,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::images::References;
 use crate::stack::{self, EDGE_PORT, SYSTEM_NAMESPACE};
 use crate::state::State;
+use crate::wait;
 
 /// Namespace of the example.
 pub const NAMESPACE: &str = "demo";
@@ -85,7 +86,14 @@ impl Example {
     /// When the name is taken or the auth service refuses.
     pub async fn token(&self, user: &str) -> Result<String> {
         let credentials = json!({"username": user, "password": stack::password()?});
-        let answer = self.edge.http(Method::POST, AUTH, "/auth/register", &[], Some(&credentials)).await?;
+        // A ready pod reaches the edge's tables a moment later; until then it has no server.
+        let answer = wait::until("the edge knows the auth service's pod", PROPAGATION, async || {
+            let answer =
+                self.edge.http(Method::POST, AUTH, "/auth/register", &[], Some(&credentials)).await?;
+            ensure!(answer.status != 503, "503 {}", answer.body);
+            Ok(answer)
+        })
+        .await?;
         ensure!(answer.status == 201, "register {user}: {} {}", answer.status, answer.body);
         let answer = self.edge.http(Method::POST, AUTH, "/auth/login", &[], Some(&credentials)).await?;
         ensure!(answer.status == 200, "log in {user}: {} {}", answer.status, answer.body);
