@@ -131,9 +131,10 @@ pub struct AccessRule {
     /// Requests that the rule is about.
     #[serde(rename = "match")]
     pub matches: Match,
-    /// Names of entries of `spec.authentication` that are accepted, tried in order.
+    /// Name of the entry of `spec.authentication` that is accepted. One only: with two,
+    /// Oathkeeper would let each issuer's keys sign for the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("minItems" = 1))]
+    #[schemars(length(max = 1), extend("minItems" = 1))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub authentication: Vec<String>,
     /// What the caller must be allowed. Default: being authenticated is enough.
