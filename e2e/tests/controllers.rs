@@ -1,15 +1,19 @@
 //! The operator against a real API server: what it owns, what it restores,
 //! what it leaves alone. No node, so nothing runs here.
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::operated::{NAMESPACE, Operated};
 use e2e::{stack, wait};
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{ConfigMap, Service as CoreService, ServiceAccount},
-    discovery::v1::EndpointSlice,
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Service as CoreService, ServiceAccount},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
 };
 use kube::{
     Api, ResourceExt,
@@ -18,6 +22,7 @@ use kube::{
         PostParams,
     },
 };
+use peristyle::commands::render::{input::Input, render};
 use peristyle_crds::v1alpha1::{EdgeClass, Service};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -65,6 +70,13 @@ impl Bench {
         condition: impl Fn(&Deployment) -> bool,
     ) -> Result<Deployment> {
         wait::object(&self.0.api::<Deployment>(), name, what, PATIENCE, condition).await
+    }
+
+    fn dynamic(&self, object: &DynamicObject) -> Api<DynamicObject> {
+        let types = object.types.clone().unwrap_or_default();
+        let (group, version) = types.api_version.split_once('/').unwrap_or(("", &types.api_version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &types.kind));
+        Api::namespaced_with(self.0.client.clone(), NAMESPACE, &resource)
     }
 
     fn routes(&self) -> Api<DynamicObject> {
@@ -249,4 +261,94 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
     let settings: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "settings"}})).unwrap();
     bench.0.api::<ConfigMap>().create(&PostParams::default(), &settings).await.unwrap();
     bench.deployment("orders", "the rollout goes on", |_| true).await.unwrap();
+}
+
+/// The children of a Service, as the operator would write them.
+fn children(name: &str, spec: &serde_json::Value) -> Vec<serde_json::Value> {
+    let mut input = Input::default();
+    let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
+    input.add(&object.to_string(), NAMESPACE).unwrap();
+    render(&input, &input.services[0], 2).unwrap().objects
+}
+
+#[tokio::test]
+async fn a_name_that_somebody_took_before_stays_theirs_whatever_kind_it_is() {
+    let bench = Bench::start().await.unwrap();
+    let plain = json!({"image": "x:1", "expose": [{"name": "public", "auth": {"mode": "Public"}}]});
+    let mut hooked = plain.clone();
+    hooked["hooks"] = json!({"preRollout": [{"name": "m", "command": ["a"]}]});
+    let mut taken = Vec::new();
+    let mut kinds = std::collections::BTreeSet::new();
+    for (index, spec) in [plain, hooked].iter().enumerate() {
+        for (number, model) in children("orders", spec).iter().enumerate() {
+            let kind = model["kind"].as_str().unwrap();
+            // With a hook only the Job is new; the Deployment is never reached.
+            if (index == 1) != (kind == "Job") {
+                continue;
+            }
+            for disguise in [false, true] {
+                let name = format!("v{number}-{index}{}", u8::from(disguise));
+                let child = children(&name, spec).remove(number);
+                let foreign = squat(&bench, child, disguise).await.unwrap();
+                bench.apply(&name, spec.clone()).await.unwrap();
+                kinds.insert(kind.to_owned());
+                taken.push((name, kind.to_owned(), foreign));
+            }
+        }
+    }
+    let expected = [
+        "Deployment",
+        "EndpointSlice",
+        "IngressRoute",
+        "Job",
+        "Middleware",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "ServiceAccount",
+    ];
+    assert!(expected.iter().all(|kind| kinds.contains(*kind)), "{kinds:?}");
+    for (service, kind, foreign) in taken {
+        let child = foreign.name_any();
+        wait::until(&format!("the conflict over {kind} {child} is reported"), PATIENCE, async || {
+            let (reason, message) = bench.condition(&service, "Ready").await?;
+            ensure!(reason == "NameConflict", "{reason}: {message}");
+            ensure!(message.contains(&format!("{kind} {child} ")), "{message}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let now = bench.dynamic(&foreign).get(&child).await.unwrap();
+        assert_eq!(now.metadata.uid, foreign.metadata.uid, "{kind} {child} was replaced");
+        let is_ours = |field: &ManagedFieldsEntry| field.manager.as_deref() == Some("peristyle");
+        let fields = now.metadata.managed_fields.clone().unwrap_or_default();
+        assert!(!fields.iter().any(is_ours), "{kind} {child} was written");
+    }
+}
+
+/// Creates `child` for somebody else; in disguise it carries our labels.
+async fn squat(bench: &Bench, mut child: serde_json::Value, disguise: bool) -> Result<DynamicObject> {
+    if !disguise {
+        child["metadata"]["labels"] = json!({"app": "legacy"});
+    }
+    let object: DynamicObject = serde_json::from_value(child)?;
+    Ok(bench.dynamic(&object).create(&PostParams::default(), &object).await?)
+}
+
+#[tokio::test]
+async fn of_a_service_object_the_operator_writes_the_status_and_nothing_else() {
+    let bench = Bench::start().await.unwrap();
+    bench
+        .apply("orders", json!({"image": "x:1", "expose": [{"name": "public", "auth": {"mode": "Public"}}]}))
+        .await
+        .unwrap();
+    wait::until("everything exists", PATIENCE, async || bench.condition("orders", "RoutesProgrammed").await)
+        .await
+        .unwrap();
+    let service = bench.0.api::<Service>().get("orders").await.unwrap();
+    let fields = service.metadata.managed_fields.unwrap_or_default();
+    let ours: Vec<_> = fields.iter().filter(|f| f.manager.as_deref() == Some("peristyle")).collect();
+    assert!(!ours.is_empty(), "{fields:?}");
+    assert!(ours.iter().all(|f| f.subresource.as_deref() == Some("status")), "{ours:?}");
 }

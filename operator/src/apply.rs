@@ -1,25 +1,33 @@
 //! Writing children: server-side apply with one field manager, an ownership
 //! guard and no request when nothing would change.
 
+pub mod drift;
+
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    core::NamespaceResourceScope,
+    core::{NamespaceResourceScope, Status},
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use self::drift::{Conflict, Drift};
 use crate::{
+    events::Events,
     metadata::is_controlled_by,
     retry::{self, Class, Classified, bounded},
     watch::Cached,
 };
+
+/// Kinds that protect something: they are never left to anybody else.
+const PROTECTING: [&str; 5] = ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret"];
 
 /// A namespaced kind that the operator writes.
 pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
@@ -35,6 +43,19 @@ pub enum Error {
         kind: String,
         /// Name of the child.
         name: String,
+    },
+    /// Somebody else changes the object as often as it is changed back.
+    #[error(
+        "{kind} {name}: {conflict} more often than it was changed back; left alone for now. \
+        Remove the other manager, or label the object peristyle.dev/ignore=true"
+    )]
+    ForeignManager {
+        /// Kind of the child.
+        kind: String,
+        /// Name of the child.
+        name: String,
+        /// Who changes what.
+        conflict: Conflict,
     },
     /// The API server refused or did not answer.
     #[error("failed to {verb} {kind} {name}: {source}")]
@@ -58,6 +79,7 @@ impl Classified for Error {
     fn class(&self) -> Class {
         match self {
             Self::NameConflict { .. } => Class::Terminal,
+            Self::ForeignManager { .. } => Class::Conflict,
             Self::Request { source, .. } => retry::classify(source),
             Self::Encode(..) => Class::Bug,
         }
@@ -66,6 +88,7 @@ impl Classified for Error {
     fn reason(&self) -> Reason {
         match self {
             Self::NameConflict { .. } => Reason::NameConflict,
+            Self::ForeignManager { .. } => Reason::ForeignManager,
             Self::Request { .. } | Self::Encode(..) => retry::reason(self.class()),
         }
     }
@@ -82,13 +105,21 @@ struct Record {
 pub struct Applier {
     client: Client,
     applied: Mutex<HashMap<String, Record>>,
+    drift: Drift,
+    events: Option<Events>,
 }
 
 impl Applier {
     /// An applier that has written nothing yet.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, applied: Mutex::default() }
+        Self { client, applied: Mutex::default(), drift: Drift::default(), events: None }
+    }
+
+    /// Tells of what is changed back by events of the owner.
+    #[must_use]
+    pub fn telling(self, events: Events) -> Self {
+        Self { events: Some(events), ..self }
     }
 
     /// Makes the live object match `desired`, which must name its controller.
@@ -106,6 +137,8 @@ impl Applier {
         let wanted = encode(desired)?;
         let key = key(desired);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
+        let is_known = |known: Record| known.desired == digest(&wanted);
+        let is_drift = live.is_some() && self.remembered(&key).is_some_and(is_known);
         match live {
             Some(live) => {
                 guard(live, &owner)?;
@@ -125,14 +158,52 @@ impl Applier {
                 }
             }
         }
-        let params = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(with_type::<K>(wanted.clone()));
-        let applied = bounded(api.patch(&name, &params, &patch))
-            .await
-            .map_err(|e| Error::request::<K>("apply", &name, e))?;
+        let applied = self.patch(&api, desired, &patch, is_drift).await?;
         let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
         self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
         Ok(applied)
+    }
+
+    async fn patch<K: Child>(
+        &self,
+        api: &Api<K>,
+        desired: &K,
+        patch: &Patch<serde_json::Value>,
+        is_drift: bool,
+    ) -> Result<K, Error> {
+        let name = desired.name_any();
+        let refused = |error| Error::request::<K>("apply", &name, error);
+        let params = PatchParams::apply(FIELD_MANAGER);
+        if is_drift {
+            if let Some(conflict) = self.drift.left_to(&key(desired), Instant::now()) {
+                return Err(given_up(desired, conflict));
+            }
+            // Not by force at first: only a refusal names who changed what.
+            match bounded(api.patch(&name, &params, patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => self.dispute(desired, &status).await?,
+                answer => return answer.map_err(refused),
+            }
+        }
+        bounded(api.patch(&name, &params.force(), patch)).await.map_err(refused)
+    }
+
+    /// Tells of a change that is reverted now, or that it was reverted often enough.
+    async fn dispute<K: Child>(&self, desired: &K, answer: &Status) -> Result<(), Error> {
+        let Some(conflict) = Conflict::of(answer) else {
+            return Ok(());
+        };
+        let kind = K::kind(&());
+        let is_protecting = PROTECTING.contains(&&*kind);
+        if !is_protecting && !self.drift.may_revert(&key(desired), &conflict, Instant::now()) {
+            return Err(given_up(desired, conflict));
+        }
+        let note = format!("{kind} {}: {conflict}; changed back", desired.name_any());
+        tracing::info!(namespace = ?desired.namespace(), "{note}");
+        if let (Some(events), Some(owner)) = (&self.events, desired.owner_references().first()) {
+            events.changed_back(owner, desired.namespace(), &note).await;
+        }
+        Ok(())
     }
 
     /// Deletes `live` if it is controlled by `owner` and still the object that was seen.
@@ -169,6 +240,10 @@ impl Error {
             source: Box::new(source),
         }
     }
+}
+
+fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
+    Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
 fn guard<K: Resource>(live: &K, owner: &str) -> Result<(), Error>

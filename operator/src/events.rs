@@ -1,5 +1,6 @@
 //! Events on transitions, one recorder for the process.
 
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
@@ -35,6 +36,28 @@ impl Events {
             secondary: None,
         };
         if let Err(error) = bounded(self.0.publish(&event, &object.object_ref(&()))).await {
+            tracing::warn!(%error, "failed to publish an event");
+        }
+    }
+
+    /// Tells the owner of a child that somebody else's change of it was reverted.
+    pub async fn changed_back(&self, owner: &OwnerReference, namespace: Option<String>, note: &str) {
+        let object = ObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: Some(owner.kind.clone()),
+            name: Some(owner.name.clone()),
+            uid: Some(owner.uid.clone()),
+            namespace,
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "DriftReverted".to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = bounded(self.0.publish(&event, &object)).await {
             tracing::warn!(%error, "failed to publish an event");
         }
     }

@@ -52,7 +52,7 @@ pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
         http: http::client()?,
         publications: Publications::default(),
         servers: Servers::default(),
-        applier: Applier::new(client.clone()),
+        applier: Applier::new(client.clone()).telling(Events::new(client.clone(), &config.identity)),
         events: Events::new(client.clone(), &config.identity),
         backoff: Backoff::default(),
         metrics: Metrics::default(),

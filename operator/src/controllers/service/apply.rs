@@ -30,6 +30,8 @@ pub struct Applied {
     pub inventory: Vec<InventoryItem>,
     /// Children that are left alone because somebody asked for it.
     pub ignored: Vec<String>,
+    /// Children that are left to another manager for a while, with who it is.
+    pub foreign: Vec<String>,
 }
 
 /// How far the hooks are.
@@ -137,25 +139,38 @@ pub async fn apply(
     }
     writer.prune_jobs(owner).await?;
     writer.inventory.sort();
-    Ok(Applied { deployment, hooks, inventory: writer.inventory, ignored: writer.ignored })
+    Ok(Applied {
+        deployment,
+        hooks,
+        inventory: writer.inventory,
+        ignored: writer.ignored,
+        foreign: writer.foreign,
+    })
 }
 
 struct Writer<'a> {
     ctx: &'a Context,
     inventory: Vec<InventoryItem>,
     ignored: Vec<String>,
+    foreign: Vec<String>,
 }
 
 impl<'a> Writer<'a> {
     fn new(ctx: &'a Context) -> Self {
-        Self { ctx, inventory: Vec::new(), ignored: Vec::new() }
+        Self { ctx, inventory: Vec::new(), ignored: Vec::new(), foreign: Vec::new() }
     }
 
     async fn apply<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
-        let applied = self.ctx.applier.apply(live.as_deref(), desired).await?;
         self.exists(desired);
-        Ok(applied)
+        match (self.ctx.applier.apply(live.as_deref(), desired).await, live) {
+            // The other children do not wait for the end of the dispute.
+            (Err(dispute @ Error::ForeignManager { .. }), Some(live)) => {
+                self.foreign.push(dispute.to_string());
+                Ok((*live).clone())
+            }
+            (result, _) => result,
+        }
     }
 
     /// For children that protect nothing: a team may take them into its own hands.

@@ -66,6 +66,10 @@ pub fn outcome(
     let mut findings =
         vec![validated.databases.clone(), validated.access.clone(), workload, routes.finding()];
     findings.extend(advisory(&applied.ignored));
+    let disputes = applied.foreign.join("; ");
+    findings.extend(
+        (!disputes.is_empty()).then(|| Finding::failed(types::READY, Reason::ForeignManager, disputes)),
+    );
     Outcome::new(status, findings)
 }
 
