@@ -212,6 +212,41 @@ async fn a_quota_a_scheduler_and_a_missing_key_are_named() {
 }
 
 #[tokio::test]
+async fn a_failed_hook_stalls_the_rollout_and_is_quoted_without_its_password() {
+    let bench = Bench::start().await.unwrap();
+    let hook = json!([{"name": "migrate", "command": ["migrate"]}]);
+    bench.apply("orders", json!({"image": "x:1", "hooks": {"preRollout": hook}})).await.unwrap();
+    bench.says("orders", "Ready", ("Unknown", "HookRunning"), PATIENCE).await.unwrap();
+    let log = "connecting\ncannot reach postgres://orders_w:pa55word@db:5432/orders: no such table\n";
+    let ended = json!({"terminated": {"exitCode": 2, "reason": "Error", "message": log}});
+    let status = json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "orders",
+        "image": "x:1", "imageID": "", "ready": false, "restartCount": 0, "state": ended}]}});
+    // The Job controller tries again twice, ten and twenty seconds later.
+    let message = wait::until("the hook has failed for good", PATIENCE * 2, async || {
+        let hooks = ListParams::default().labels("peristyle.dev/hook=migrate");
+        let pods = bench.0.api::<Pod>();
+        for pod in pods.list(&hooks).await? {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+            if phase.as_deref() != Some("Failed") {
+                let patch = Patch::Merge(&status);
+                pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await?;
+            }
+        }
+        let conditions = bench.status("orders").await?.conditions;
+        let stalled = conditions.into_iter().find(|c| c.type_ == "Stalled" && c.reason == "HookFailed");
+        Ok(stalled.context("it is still tried")?.message)
+    })
+    .await
+    .unwrap();
+    let quoted = ": exit 2: cannot reach postgres://orders_w:…@db:5432/orders: no such table; ";
+    assert!(
+        message.starts_with("hook migrate (Job orders-migrate-") && message.contains(quoted),
+        "{message}"
+    );
+    assert!(bench.0.api::<Deployment>().get_opt("orders").await.unwrap().is_none(), "the rollout went on");
+}
+
+#[tokio::test]
 async fn pods_are_replaced_when_what_they_read_changes_and_only_then() {
     let mut bench = Bench::start().await.unwrap();
     let secret: Secret =
@@ -285,6 +320,12 @@ async fn a_service_is_scaled_through_its_own_scale() {
     })
     .await
     .unwrap();
+    // The API server has nothing to change where nothing is written.
+    bench.apply("unset", json!({"image": "x:1"})).await.unwrap();
+    let patch = json!({"spec": {"replicas": 3}});
+    let refused = api.patch_scale("unset", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap_err();
+    assert!(refused.to_string().contains(".spec.replicas"), "{refused}");
+
     let budget = budgets.get("orders").await.unwrap().spec.unwrap();
     let availability = json!({"image": "x:1", "replicas": 3, "availability": {"disruption": "AlwaysAllow"}});
     assert_eq!(serde_json::to_value(budget.max_unavailable).unwrap(), 1);

@@ -18,7 +18,7 @@ use pod_security::violations;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-/// Specs that are rendered, by all threads together.
+/// Specs whose pods are judged, by all threads together.
 const CASES: usize = 100_000;
 const THREADS: usize = 2;
 
@@ -75,7 +75,7 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-/// Renders `cases` generated specs.
+/// Renders generated specs until `cases` had pods.
 fn search(seed: u8, cases: usize) -> BTreeMap<String, usize> {
     let schema = schema();
     let mut generator = Generator::new(seed);
@@ -91,7 +91,8 @@ fn search(seed: u8, cases: usize) -> BTreeMap<String, usize> {
             *found.entry("refused".to_owned()).or_default() += 1;
             continue;
         };
-        rendered += 1;
+        // Where something is missing there are no pods to judge.
+        rendered += usize::from(objects.iter().any(|object| object["kind"] == "Deployment"));
         if let Err(broken) = check(&objects) {
             panic!("{broken}, of {spec:#}");
         }
