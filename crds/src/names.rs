@@ -18,6 +18,15 @@ pub const MANAGED_BY: &str = "peristyle";
 /// Label that every child carries and every child watch selects.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
+/// `"true"` on a Service, or on one of its children that protect nothing, makes
+/// the operator leave it alone.
+pub const IGNORE_LABEL: &str = "peristyle.dev/ignore";
+/// On a pod template: hash of what the pods read at their start.
+pub const CONFIG_HASH_ANNOTATION: &str = "peristyle.dev/config-hash";
+/// On a Deployment: versions of the objects that the hash was taken of, so that
+/// they are read again only when one of them changed.
+pub const CONFIG_VERSIONS_ANNOTATION: &str = "peristyle.dev/config-versions";
+
 /// Name of the hook a Job runs.
 pub const HOOK_LABEL: &str = "peristyle.dev/hook";
 /// Name of the expose entry a route belongs to.

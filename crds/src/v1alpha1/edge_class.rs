@@ -57,6 +57,23 @@ pub struct Traefik {
     #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub entry_points: Vec<String>,
+    /// Traefik's own pods, which may connect to exposed ports of isolated Services. Default: those
+    /// labelled `app.kubernetes.io/name: traefik` in the operator's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<EdgePods>,
+}
+
+/// Pods of the edge.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgePods {
+    /// Their namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: String,
+    /// Their labels; none: every pod of the namespace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub match_labels: BTreeMap<String, String>,
 }
 
 /// Hosts that Services may claim.
