@@ -121,7 +121,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
             name,
             EdgeClassSpec {
                 provider: Provider::Traefik,
-                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()] }),
+                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()], api_url: None }),
                 hosts: Hosts {
                     template: TEMPLATE.to_owned(),
                     // A class that is not there to be asked allows what is written.
@@ -131,6 +131,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
                     }],
                 },
                 address: None,
+                probe: None,
             },
         );
         if is_default {
