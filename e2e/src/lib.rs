@@ -14,6 +14,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod demo;
 pub mod example;
+pub mod gate;
 pub mod images;
 pub mod kubectl;
 pub mod node;
