@@ -132,10 +132,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
             name,
             EdgeClassSpec {
                 provider: Provider::Traefik,
-                traefik: Some(Traefik {
-                    entry_points: vec![ENTRY_POINT.to_owned()],
-                    ..Traefik::default()
-                }),
+                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()], ..Traefik::default() }),
                 hosts: Hosts {
                     template: TEMPLATE.to_owned(),
                     // A class that is not there to be asked allows what is written.
