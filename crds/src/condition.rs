@@ -32,6 +32,9 @@ pub mod types {
     pub const ACCEPTED: &str = "Accepted";
     /// AuthPolicy: the compiled rules are loaded by every ready Oathkeeper pod.
     pub const PROGRAMMED: &str = "Programmed";
+    /// AuthPolicy: a call without credentials through the edge was refused, on
+    /// every host whose EdgeClass has `spec.probe`.
+    pub const ENFORCED: &str = "Enforced";
     /// AuthClass: the rules of all accepted policies are published.
     pub const PUBLISHED: &str = "Published";
 }
@@ -134,6 +137,12 @@ reasons! {
     IssuerNotAllowed,
     /// Rules are published and not yet confirmed by every ready Oathkeeper pod.
     PropagatingRules,
+    /// A call without credentials through the edge has not been refused as it must be.
+    ProbeFailed,
+    /// Something else answers for the host: a call without credentials was let in.
+    Overridden,
+    /// The edge has not loaded the routes or the addresses of the pods yet.
+    PropagatingRoutes,
     /// Keto did not answer or refused.
     KetoUnavailable,
     /// No ready Oathkeeper pod.

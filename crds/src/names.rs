@@ -33,3 +33,8 @@ pub const HOOK_LABEL: &str = "peristyle.dev/hook";
 pub const EXPOSE_LABEL: &str = "peristyle.dev/expose";
 /// Hash of the compiled policy that a route enforces; absent on public routes.
 pub const POLICY_HASH_ANNOTATION: &str = "peristyle.dev/policy-hash";
+/// On a Database: a value that was not acted on yet changes all its passwords now.
+/// On its Secrets: the value that led to the password.
+pub const ROTATE_ANNOTATION: &str = "peristyle.dev/rotate";
+/// On a Secret of a Database: since when it holds these credentials, in RFC 3339.
+pub const ROTATED_AT_ANNOTATION: &str = "peristyle.dev/rotated-at";

@@ -5,6 +5,7 @@
 //! built from Go modules, the root file systems come from Debian packages and
 //! the images are written as archives that containerd imports.
 
+pub mod bench;
 pub mod calls;
 pub mod checks;
 pub mod cluster;
@@ -13,6 +14,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod demo;
 pub mod example;
+pub mod gate;
 pub mod images;
 pub mod kubectl;
 pub mod node;

@@ -2,7 +2,9 @@
 //!
 //! Everything that the objects refer to is taken to exist and to be ready, and
 //! every policy to be live. What only a cluster knows is left out: owner
-//! references, addresses of pods, passwords.
+//! references, addresses of pods, passwords. So the Secrets of Databases are
+//! not printed at all: one without its password, applied, would take away the
+//! credentials of a running workload.
 
 pub mod assume;
 pub mod input;

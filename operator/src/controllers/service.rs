@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod build;
+pub mod evidence;
 pub mod observe;
 pub mod peers;
 pub mod references;
@@ -25,7 +26,7 @@ use crate::{
     apply::Error,
     conditions::{Finding, State},
     context::Context,
-    edge::traefik::Edge,
+    edge::{claims::ServiceKey, traefik::Edge},
     metadata::{Owner, is_ignored},
     reconcile::{self, Outcome},
 };
@@ -45,11 +46,12 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     if service.metadata.deletion_timestamp.is_some() {
         // Children that go before their owner must not come back.
         apply::withdraw(&ctx, &owner, &Edge::default()).await?;
+        ctx.proofs.replace(&ServiceKey::of(&service), None);
         let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
         return Ok(Outcome::new(service.status.clone().unwrap_or_default(), vec![finding]));
     }
     let observed = observe::observe(&ctx, &service, &owner).await;
-    let routes = route::routes(&service, &observed);
+    let mut routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
     // First of all: a spec that is refused below must not keep a route open.
     apply::withdraw(&ctx, &owner, &edge).await?;
@@ -80,7 +82,9 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
         }
         Err(error) => return Err(error),
     };
-    Ok(status::outcome(&ctx, &owner, &service, &validated, &routes, &applied))
+    let again = evidence::gather(&ctx, &service, &owner, &desired.edge, &mut routes).await;
+    let outcome = status::outcome(&ctx, &owner, &service, &validated, &routes, &applied);
+    Ok(Outcome { requeue: again.or(outcome.requeue), ..outcome })
 }
 
 /// Why nothing is changed but what protects, if that is asked for.

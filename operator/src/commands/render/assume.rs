@@ -132,7 +132,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
             name,
             EdgeClassSpec {
                 provider: Provider::Traefik,
-                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()], pods: None }),
+                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()], ..Traefik::default() }),
                 hosts: Hosts {
                     template: TEMPLATE.to_owned(),
                     // A class that is not there to be asked allows what is written.
@@ -142,6 +142,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
                     }],
                 },
                 address: None,
+                probe: None,
             },
         );
         if is_default {
