@@ -233,7 +233,7 @@ proptest! {
             let strips = router.middlewares.iter().any(|reference| {
                 let middleware = edge.middlewares.iter().find(|m| m.name_any() == reference.name).unwrap();
                 middleware.spec.headers.as_ref().is_some_and(|headers| {
-                    ["X-User", "X_User"].iter().all(|name| headers.custom_request_headers[*name].is_empty())
+                    ["X-User", "X_user", "X-Forwarded_for", "X_forwarded_for"].iter().all(|name| headers.custom_request_headers[*name].is_empty())
                 })
             });
             prop_assert!(strips);
