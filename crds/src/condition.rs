@@ -143,6 +143,8 @@ reasons! {
     Overridden,
     /// The edge has not loaded the routes or the addresses of the pods yet.
     PropagatingRoutes,
+    /// Together with all older policies it would be more than its AuthClass can hold.
+    LimitExceeded,
     /// Keto did not answer or refused.
     KetoUnavailable,
     /// No ready Oathkeeper pod.

@@ -3,7 +3,7 @@
 //! backend, on a control plane with an operator. Workloads are servers of the
 //! test, so that it sees whatever reaches them.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -78,9 +78,11 @@ impl Gate {
         let dir = tempfile::Builder::new().prefix("gate-").tempdir()?;
         let address = own_address()?;
         let [web, api, oathkeeper, keto] = free_ports(address)?;
+        // Oathkeeper fetches keys from private addresses and the loopback, not from any other special range.
+        let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         let reached = Reached::default();
         let issuer = Issuer::new()?;
-        serve_relations(address, keto, issuer.jwks()).await?;
+        serve_relations(loopback, keto, issuer.jwks()).await?;
 
         let gate = Self {
             edge: Edge::on(web),
@@ -203,7 +205,7 @@ impl Gate {
                 "address": {"scheme": "http", "port": web},
                 "probe": {"address": format!("127.0.0.1:{web}")}}
         }))?;
-        let keto = format!("http://{}:{keto}", self.address);
+        let keto = format!("http://127.0.0.1:{keto}");
         let auth: AuthClass = serde_json::from_value(json!({
             "metadata": {"name": "default", "annotations": default},
             "spec": {
@@ -289,6 +291,11 @@ impl Gate {
             ]),
         )?;
         let listen = SocketAddr::new(address, EDGE_ERRORS_PORT).to_string();
+        // A gate of another process may have it for a while.
+        wait::until("nobody listens on the error backend's port", PATIENCE, async || {
+            TcpListener::bind((address, EDGE_ERRORS_PORT)).with_context(|| format!("{listen} is taken"))
+        })
+        .await?;
         daemon::start(state, "edge-errors", &words(&[&peristyle, "edge-errors", "--listen", &listen]))?;
         wait::until("the error backend listens", PATIENCE, async || {
             daemon::check(state).map_err(wait::Never)?;

@@ -14,5 +14,6 @@ pub mod publications;
 pub mod rejection;
 pub mod relations;
 pub mod rule;
+pub mod tighten;
 pub mod witness;
 pub mod world;

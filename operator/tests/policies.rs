@@ -23,8 +23,9 @@ use peristyle::auth::{
     protection::{Protection, decide},
     publications::{Publication, Publications, Standing},
     relations::Refusals,
+    tighten::tightens,
 };
-use peristyle_crds::condition::Reason;
+use peristyle_crds::{condition::Reason, v1alpha1::auth_policy::OnTighten};
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -273,9 +274,10 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
     assert_eq!(protected(&objects, &publications, 1), Protection::None, "no policy governs a public route");
 
     let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
+    let allowed = objects.compile("orders").unwrap().allowed;
     let publish = |hash: &str, standing: Standing| {
-        let publication =
-            Publication { hash: hash.to_owned(), standing, tuples: None, allowed: std::sync::Arc::default() };
+        let (hash, allowed) = (hash.to_owned(), allowed.clone());
+        let publication = Publication { hash, standing, tuples: None, allowed, earlier: Vec::new() };
         publications.replace("class", [(key.clone(), publication)].into(), Refusals::new());
     };
     publish(&hash, Standing::Live);
@@ -298,7 +300,7 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
         reason(&with("/spec/authentication/0/jwt/issuer", &json!("https://evil/"))),
         Reason::IssuerNotAllowed
     );
-    publish("older", Standing::Live);
+    publish("older", Standing::Unknown);
     assert_eq!(reason(&objects), Reason::PropagatingRules);
     let gone = with("/metadata/deletionTimestamp", &json!("2026-04-01T00:00:00Z"));
     publish(&hash, Standing::Live);
@@ -412,7 +414,8 @@ fn is_meant(rule: &Value, method: &str, path: &str) -> bool {
 fn policy(rules: &[Value]) -> Objects {
     let mut documents = documents();
     let policy = documents.iter_mut().find(|d| d["kind"] == "AuthPolicy").unwrap();
-    policy["spec"] = json!({"targets": [{"service": "orders"}], "rules": rules});
+    let idp = json!({"name": "idp", "jwt": {"issuer": "https://idp/", "audiences": ["orders"]}});
+    policy["spec"] = json!({"targets": [{"service": "orders"}], "authentication": [idp], "rules": rules});
     Objects::from_documents(&documents)
 }
 
@@ -459,4 +462,101 @@ proptest! {
             prop_assert!(found[0].id.starts_with(&prefix), "{} {} by {}", method, url, found[0].id);
         }
     }
+
+    #[test]
+    fn what_is_no_tightening_refuses_nobody_whom_the_old_rules_let_pass(
+        old in (1_usize..4).prop_flat_map(|n| (0..n).map(access).collect::<Vec<_>>()),
+        changes in prop::collection::vec(prop::sample::select(vec!["keep", "keep", "keep", "open", "close", "drop"]), 4),
+        more in prop::collection::vec(access(9), 0..2),
+        requests in prop::collection::vec((prop::sample::select(METHODS.to_vec()), path()), 60),
+    ) {
+        let new: Vec<Value> = old.iter().zip(&changes).filter_map(|(rule, change)| changed(rule, change)).chain(more).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (Ok(before), Ok(after)) = (policy(&old).compile("orders"), policy(&new).compile("orders")) else {
+            return Ok(());
+        };
+        if tightens(&before.allowed, &after.allowed) {
+            return Ok(());
+        }
+        for (method, path) in requests {
+            let method = word(method);
+            let (before, after) = (who(&old, method, &path), who(&new, method, &path));
+            prop_assert!(before <= after, "{} {}: {} became {}", method, path, before, after);
+        }
+    }
+}
+
+/// A rule for everyone or for those with a token.
+fn access(index: usize) -> impl Strategy<Value = Value> {
+    (rule(index), any::<bool>())
+        .prop_map(|(rule, is_public)| changed(&rule, if is_public { "open" } else { "close" }).unwrap())
+}
+
+fn changed(rule: &Value, change: &str) -> Option<Value> {
+    let mut rule = rule.clone();
+    let fields = rule.as_object_mut().unwrap();
+    match change {
+        "drop" => return None,
+        "open" => {
+            fields.remove("authentication");
+            fields.insert("public".to_owned(), json!({}));
+        }
+        "close" => {
+            fields.remove("public");
+            fields.insert("authentication".to_owned(), json!(["idp"]));
+        }
+        _ => {}
+    }
+    Some(rule)
+}
+
+/// Who may send the request: 0 nobody, 1 those with a token, 2 everyone.
+fn who(rules: &[Value], method: &str, path: &str) -> u8 {
+    let meant = rules.iter().filter(|rule| is_meant(rule, method, path));
+    meant.map(|rule| if rule["public"].is_object() { 2 } else { 1 }).max().unwrap_or(0)
+}
+
+#[test]
+fn a_route_stays_up_while_rules_change_only_if_nothing_is_forbidden_or_the_policy_says_so() {
+    let publications = Publications::default();
+    let before = Objects::read(SHOP).compile("orders").unwrap();
+    let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
+    let publication = Publication {
+        hash: before.hash.clone(),
+        standing: Standing::Live,
+        tuples: None,
+        allowed: before.allowed,
+        earlier: Vec::new(),
+    };
+    publications.replace("class", [(key.clone(), publication.clone())].into(), Refusals::new());
+    let more = json!({"name": "more", "match": {"grpc": [{"service": "more.v1.More"}]}, "public": {}});
+    let stays_up = |objects: &Objects, publications: &Publications| match protected(objects, publications, 0)
+    {
+        Protection::Changing { hash, .. } => hash == before.hash,
+        Protection::Pending { .. } => false,
+        other => panic!("{other:?}"),
+    };
+    let looser = with("/spec/rules/-", &more);
+    let stricter = with("/spec/rules/3/match/grpc/0/methods", &json!(["Check"]));
+    assert!(stays_up(&looser, &publications));
+    assert!(!stays_up(&stricter, &publications));
+    let mut serve = Objects::read(SHOP);
+    serve.policies[0].spec = stricter.policies[0].spec.clone();
+    serve.policies[0].spec.on_tighten = Some(OnTighten::Serve);
+    assert!(stays_up(&serve, &publications));
+
+    // A pod may already decide by the looser rules: to go back from them is a tightening.
+    let on_the_way = Publication {
+        hash: looser.compile("orders").unwrap().hash,
+        standing: Standing::Pending { reason: Reason::PropagatingRules, message: String::new() },
+        allowed: looser.compile("orders").unwrap().allowed,
+        earlier: publication.before("looser"),
+        tuples: None,
+    };
+    publications.replace("class", [(key, on_the_way)].into(), Refusals::new());
+    assert!(stays_up(&looser, &publications));
+    let renamed = with("/spec/rules/3/name", &json!("healthy"));
+    assert!(!stays_up(&renamed, &publications));
 }

@@ -42,6 +42,12 @@ fn protection() -> impl Strategy<Value = RouteProtection> {
             reason: Reason::PropagatingRules,
             message: "1 of 2 pods".to_owned()
         }),
+        select(vec!["h0", "h1"]).prop_map(|hash| RouteProtection::Changing {
+            hash: hash.to_owned(),
+            decisions_url: DECISIONS.to_owned(),
+            reason: Reason::PropagatingRules,
+            message: "1 of 2 pods".to_owned()
+        }),
         Just(RouteProtection::Live { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() }),
     ]
 }
@@ -177,7 +183,10 @@ proptest! {
             let ExposeView::Served { protection, hosts, .. } = &observed.exposes[&route.expose] else { continue };
             let goes_on = || matches!(
                 (&hosts[route.host.as_str()].serving, protection),
-                (Some(Guard::Decided { hash: served, .. }), RouteProtection::Unknown { hash }) if served == hash
+                (
+                    Some(Guard::Decided { hash: served, .. }),
+                    RouteProtection::Unknown { hash } | RouteProtection::Changing { hash, .. }
+                ) if served == hash
             );
             match &route.guard {
                 Guard::Open => prop_assert_eq!(expose.auth_mode(), AuthMode::Public),
@@ -233,7 +242,7 @@ proptest! {
             let strips = router.middlewares.iter().any(|reference| {
                 let middleware = edge.middlewares.iter().find(|m| m.name_any() == reference.name).unwrap();
                 middleware.spec.headers.as_ref().is_some_and(|headers| {
-                    ["X-User", "X_User"].iter().all(|name| headers.custom_request_headers[*name].is_empty())
+                    ["X-User", "X_user", "X-Forwarded_for", "X_forwarded_for"].iter().all(|name| headers.custom_request_headers[*name].is_empty())
                 })
             });
             prop_assert!(strips);

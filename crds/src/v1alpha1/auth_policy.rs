@@ -60,6 +60,23 @@ pub struct AuthPolicySpec {
     /// The relation model and its tuples in Keto.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relations: Option<Relations>,
+
+    /// What becomes of the routes while a change of the rules is on its way to
+    /// every Oathkeeper pod, usually for less than a second. Default: Block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_tighten: Option<OnTighten>,
+}
+
+/// What becomes of routes while rules change.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum OnTighten {
+    /// Routes are withheld until the new rules are live, unless these allow
+    /// all that the old ones allowed: then they stay up.
+    #[default]
+    Block,
+    /// Routes stay up. Until the new rules are live a call may still be decided
+    /// by the old ones, never by neither.
+    Serve,
 }
 
 /// A Service and optionally one of its routes.

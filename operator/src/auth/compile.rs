@@ -50,12 +50,12 @@ pub struct Compiled {
 }
 
 /// The requests that one rule allows.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Allowed {
     /// The requests.
     pub requests: Requests,
-    /// Whether they need no credentials.
-    pub is_public: bool,
+    /// Who may send them.
+    pub decision: Decision,
 }
 
 /// Compiles the rules of `policy` for the hosts that belong to its targets.
@@ -109,11 +109,8 @@ pub fn compile(
     for (name, rule) in &named {
         ids.entry(name).or_default().push(rule.id.clone());
     }
-    let allowed = policy.spec.rules.iter().zip(&requests);
-    let allowed = allowed.map(|(rule, (_, requests))| Allowed {
-        requests: requests.clone(),
-        is_public: rule.public.is_some(),
-    });
+    let allowed = requests.into_iter().zip(decisions);
+    let allowed = allowed.map(|((_, requests), decision)| Allowed { requests, decision });
     Ok(Compiled {
         allowed: allowed.collect(),
         hash: rule::hash(named.iter().map(|(_, rule)| rule), 12),

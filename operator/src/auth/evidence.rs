@@ -129,7 +129,13 @@ mod tests {
     }
 
     fn publication(hash: &str, standing: Standing) -> Publication {
-        Publication { hash: hash.to_owned(), standing, tuples: None, allowed: std::sync::Arc::default() }
+        Publication {
+            hash: hash.to_owned(),
+            standing,
+            tuples: None,
+            allowed: std::sync::Arc::default(),
+            earlier: Vec::new(),
+        }
     }
 
     fn pending() -> Standing {

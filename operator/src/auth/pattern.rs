@@ -94,6 +94,21 @@ impl Pattern {
 }
 
 impl Pattern {
+    /// Whether every path of `other` is in the set too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match other {
+            Self::Exact(path) => self.contains(path),
+            // Nothing but a prefix holds paths of every depth.
+            Self::Prefix(path) => matches!(self, Self::Prefix(_)) && self.contains(path),
+            Self::Service(name) => match self {
+                Self::Exact(_) => false,
+                Self::Prefix(_) => self.contains(&format!("/{name}")),
+                Self::Service(own) => own == name,
+            },
+        }
+    }
+
     /// Whether `path`, which is written as in a spec, is in the set.
     #[must_use]
     pub fn contains(&self, path: &str) -> bool {

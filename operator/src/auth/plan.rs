@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peristyle_crds::v1alpha1::{AuthClass, auth_policy::Tuple};
+use peristyle_crds::{
+    condition::Reason,
+    v1alpha1::{AuthClass, auth_policy::Tuple},
+};
 
 use super::{
     compile::{Compiled, compile},
@@ -33,6 +36,9 @@ pub struct Plan {
     pub policies: Vec<(PolicyKey, Result<Compiled, Rejection>)>,
     /// Models that are published, oldest first.
     pub models: Vec<(PolicyKey, Model)>,
+    /// Policies whose rules do not fit beside those of older ones, with the hash
+    /// of the rules and why.
+    pub oversized: Vec<(PolicyKey, String, Rejection)>,
     /// Tuples of each policy.
     pub tuples: BTreeMap<PolicyKey, BTreeSet<Tuple>>,
 }
@@ -45,7 +51,8 @@ impl Plan {
     #[must_use]
     pub fn new(world: &World<'_>, class: &AuthClass, refusals: &Refusals) -> Self {
         let namespaces = world.namespaces(class, refusals);
-        let mut plan = Self { policies: Vec::new(), models: Vec::new(), tuples: BTreeMap::new() };
+        let mut plan =
+            Self { policies: Vec::new(), models: Vec::new(), oversized: Vec::new(), tuples: BTreeMap::new() };
         let mut size = 0;
         for policy in world.of_class(class) {
             let key = PolicyKey::of(policy);
@@ -53,9 +60,14 @@ impl Plan {
             if let Ok(rules) = &compiled {
                 let bytes: usize = rules.rules.iter().map(|rule| rule::text(rule).len() + 2).sum();
                 if size + bytes > MAX_FILE {
-                    compiled = Err(Rejection::invalid(format!(
-                        "the rules of all policies of the AuthClass would exceed {MAX_FILE} bytes; use another AuthClass or match more coarsely"
-                    )));
+                    let rejection = Rejection::stalled(
+                        Reason::LimitExceeded,
+                        format!(
+                            "with the rules of all older policies of the AuthClass they would exceed {MAX_FILE} bytes; match more coarsely or use another AuthClass"
+                        ),
+                    );
+                    plan.oversized.push((key.clone(), rules.hash.clone(), rejection.clone()));
+                    compiled = Err(rejection);
                 } else {
                     size += bytes;
                 }

@@ -4,13 +4,14 @@
 use kube::ResourceExt;
 use peristyle_crds::{
     condition::Reason,
-    v1alpha1::{AuthClass, Service, service::Expose},
+    v1alpha1::{AuthClass, Service, auth_policy::OnTighten, service::Expose},
 };
 
 use super::{
     compile::compile,
     key::PolicyKey,
     publications::{Publications, Standing},
+    tighten::tightens,
     world::{Snapshot, World},
 };
 use crate::stores::Stores;
@@ -28,14 +29,28 @@ pub enum Protection {
         /// Hash of its compiled rules.
         hash: String,
     },
-    /// A policy targets it but its rules are not live. A change of rules passes
-    /// through here: the route is withheld from the change until every pod
-    /// decides by the new rules, usually for less than a second. Tuples and
-    /// models change without it.
+    /// A policy targets it but its rules are not live. A change that
+    /// forbids something passes through here: the route is withheld from the
+    /// change until every pod decides by the new rules, usually for less than a
+    /// second. Tuples and models change without it.
     Pending {
         /// Name of the policy.
         policy: String,
         /// Why.
+        reason: Reason,
+        /// What is missing.
+        message: String,
+    },
+    /// Its rules change and are not live yet; until then the pods decide by the
+    /// rules that were, or by these. A route that is served by those stays up.
+    Changing {
+        /// Name of the policy.
+        policy: String,
+        /// Hash of the rules that were live.
+        hash: String,
+        /// Where the edge asks for decisions.
+        decisions_url: String,
+        /// Why the new ones are not live.
         reason: Reason,
         /// What is missing.
         message: String,
@@ -94,9 +109,22 @@ pub fn decide(
             };
         }
     };
+    let on_tighten = policy.spec.on_tighten.unwrap_or_default();
     let policy = key.name.clone();
     let hash = compiled.hash;
-    match publications.get(&uid, &key, &hash).standing {
+    let publication = publications.get(&uid, &key, &hash);
+    let stays_up = on_tighten == OnTighten::Serve
+        || publication.earlier.iter().all(|earlier| !tightens(&earlier.allowed, &compiled.allowed));
+    match publication.standing {
+        Standing::Pending { reason, message } if stays_up && let Some(live) = publication.earlier.first() => {
+            Protection::Changing {
+                policy,
+                hash: live.hash.clone(),
+                decisions_url: decisions_url(class),
+                reason,
+                message,
+            }
+        }
         Standing::Live => Protection::Live { policy, hash, decisions_url: decisions_url(class) },
         Standing::Unknown => Protection::Unknown { policy, hash },
         Standing::Pending { reason, message } => Protection::Pending { policy, reason, message },

@@ -35,7 +35,7 @@ pub enum Standing {
 }
 
 /// The rules of a policy as last published.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
     /// Hash of the compiled rules.
     pub hash: String,
@@ -45,6 +45,49 @@ pub struct Publication {
     pub tuples: Option<usize>,
     /// Which requests each rule allows.
     pub allowed: Arc<[Allowed]>,
+    /// While these rules are not live: those that were, and all since by which
+    /// some pod may decide, oldest first. Empty when none were live.
+    pub earlier: Vec<Earlier>,
+}
+
+/// Rules by which a pod may still decide.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Earlier {
+    /// Hash of the compiled rules.
+    pub hash: String,
+    /// Which requests each rule allows.
+    pub allowed: Arc<[Allowed]>,
+}
+
+impl Publication {
+    /// Rules of which nothing is known.
+    #[must_use]
+    pub fn unknown(hash: &str) -> Self {
+        Self {
+            hash: hash.to_owned(),
+            standing: Standing::Unknown,
+            tuples: None,
+            allowed: Arc::default(),
+            earlier: Vec::new(),
+        }
+    }
+
+    /// What a pod may still decide by when `hash` is to follow this publication.
+    #[must_use]
+    pub fn before(&self, hash: &str) -> Vec<Earlier> {
+        if self.hash == hash {
+            return self.earlier.clone();
+        }
+        let own = Earlier { hash: self.hash.clone(), allowed: self.allowed.clone() };
+        match self.standing {
+            Standing::Live => vec![own],
+            // Only from rules that were live can one go on without a gap.
+            Standing::Pending { .. } | Standing::Unknown if self.earlier.is_empty() => Vec::new(),
+            Standing::Pending { .. } | Standing::Unknown => {
+                self.earlier.iter().cloned().chain([own]).collect()
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +116,7 @@ impl Publications {
     pub fn get(&self, class: &str, policy: &PolicyKey, hash: &str) -> Publication {
         let classes = self.lock();
         let Some(class) = classes.get(class) else {
-            let (hash, allowed) = (hash.to_owned(), Arc::default());
-            return Publication { hash, standing: Standing::Unknown, tuples: None, allowed };
+            return Publication::unknown(hash);
         };
         let published = class.publications.get(policy);
         match published.filter(|publication| publication.hash == hash) {
@@ -87,6 +129,7 @@ impl Publications {
                 },
                 tuples: published.and_then(|publication| publication.tuples),
                 allowed: Arc::default(),
+                earlier: published.map(|publication| publication.before(hash)).unwrap_or_default(),
             },
         }
     }
@@ -97,18 +140,29 @@ impl Publications {
         self.lock().get(class).map(|class| class.publications.clone()).unwrap_or_default()
     }
 
-    /// Which requests the rules of this hash allow; `None` when they are not published.
+    /// Which requests the rules of this hash allow, published or on their way out; `None` when they are not published.
     #[must_use]
     pub fn allowed(&self, hash: &str) -> Option<Arc<[Allowed]>> {
         let classes = self.lock();
-        let mut publications = classes.values().flat_map(|class| class.publications.values());
-        publications.find(|publication| publication.hash == hash).map(|found| found.allowed.clone())
+        let publications = classes.values().flat_map(|class| class.publications.values());
+        let of = |publication: &Publication| {
+            if publication.hash == hash {
+                return Some(publication.allowed.clone());
+            }
+            publication.earlier.iter().find(|earlier| earlier.hash == hash).map(|found| found.allowed.clone())
+        };
+        publications.into_iter().find_map(of)
     }
 
     /// The models of a class that Keto refused.
     #[must_use]
     pub fn refusals(&self, class: &str) -> Refusals {
         self.lock().get(class).map(|class| class.refusals.clone()).unwrap_or_default()
+    }
+
+    /// Forgets all classes but those that exist, by UID.
+    pub fn retain(&self, exists: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| exists(uid));
     }
 
     /// Replaces what is known of a class and tells who is affected.
@@ -178,7 +232,13 @@ mod tests {
     }
 
     fn live(hash: &str) -> Publication {
-        Publication { hash: hash.to_owned(), standing: Standing::Live, tuples: None, allowed: Arc::default() }
+        Publication {
+            hash: hash.to_owned(),
+            standing: Standing::Live,
+            tuples: None,
+            allowed: Arc::default(),
+            earlier: Vec::new(),
+        }
     }
 
     #[test]

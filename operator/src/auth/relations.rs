@@ -17,6 +17,15 @@ use super::{
     rejection::Rejection,
 };
 
+/// Bound on all models of an AuthClass in bytes: a ConfigMap holds 1 MiB.
+const MAX_MODELS: usize = 900 * 1024;
+/// Bound on the tuples of one policy in bytes, so that none can fill the record
+/// of its class alone.
+const MAX_TUPLES: usize = 128 * 1024;
+/// Bound on the tuples of all policies in bytes. While they change, the record
+/// holds the old and the new ones, in a ConfigMap of 1 MiB.
+const MAX_ALL_TUPLES: usize = 448 * 1024;
+
 /// Models that Keto refused, by policy: the source that was refused and why.
 pub type Refusals = HashMap<PolicyKey, (String, String)>;
 
@@ -30,8 +39,10 @@ struct Namespace {
 /// The namespaces of all models of an AuthClass.
 #[derive(Clone, Debug, Default)]
 pub struct Namespaces {
-    namespaces: BTreeMap<String, Namespace>,
+    by_name: BTreeMap<String, Namespace>,
     models: HashMap<PolicyKey, Result<Model, Rejection>>,
+    /// Policies whose tuples are too many, and why.
+    too_many: HashMap<PolicyKey, Rejection>,
 }
 
 impl Namespaces {
@@ -41,16 +52,40 @@ impl Namespaces {
     #[must_use]
     pub fn settle<'a>(policies: impl IntoIterator<Item = &'a AuthPolicy>, refusals: &Refusals) -> Self {
         let mut settled = Self::default();
+        let (mut models, mut tuples) = (0, 0);
         for policy in policies {
             let key = PolicyKey::of(policy);
+            match tuple_bytes(policy) {
+                own if own > MAX_TUPLES => {
+                    let message = format!(
+                        "spec.relations.tuples: they take {own} bytes, more than {MAX_TUPLES}; grant to a subject set, or let the application write them"
+                    );
+                    settled.too_many.insert(key.clone(), Rejection::stalled(Reason::LimitExceeded, message));
+                }
+                own if tuples + own > MAX_ALL_TUPLES => {
+                    let message = format!(
+                        "spec.relations.tuples: with those of all older policies of the AuthClass they would exceed {MAX_ALL_TUPLES} bytes; grant to a subject set or use another AuthClass"
+                    );
+                    settled.too_many.insert(key.clone(), Rejection::stalled(Reason::LimitExceeded, message));
+                }
+                own => tuples += own,
+            }
             let Some(source) = source(policy) else {
                 continue;
             };
-            let model = settled.admit(&key, source, refusals);
+            let model = if models + source.len() > MAX_MODELS {
+                let message = format!(
+                    "spec.relations.model: with those of all older policies of the AuthClass it would exceed {MAX_MODELS} bytes; shorten it or use another AuthClass"
+                );
+                Err(Rejection::stalled(Reason::LimitExceeded, message))
+            } else {
+                settled.admit(&key, source, refusals)
+            };
             if let Ok(model) = &model {
+                models += source.len();
                 for (name, relations) in &model.classes {
                     let namespace = Namespace { owner: key.clone(), relations: relations.clone() };
-                    settled.namespaces.insert(name.clone(), namespace);
+                    settled.by_name.insert(name.clone(), namespace);
                 }
             }
             settled.models.insert(key, model);
@@ -67,7 +102,7 @@ impl Namespaces {
         let model = model::parse(source)
             .map_err(|error| Rejection::invalid(format!("spec.relations.model: {error}")))?;
         for name in model.classes.keys() {
-            if let Some(namespace) = self.namespaces.get(name) {
+            if let Some(namespace) = self.by_name.get(name) {
                 return Err(Rejection::stalled(
                     Reason::Conflicted,
                     format!(
@@ -104,12 +139,15 @@ impl Namespaces {
     /// declared, or of a namespace that belongs to another team.
     pub fn tuples(&self, policy: &AuthPolicy) -> Result<BTreeSet<Tuple>, Rejection> {
         let key = PolicyKey::of(policy);
+        if let Some(rejection) = self.too_many.get(&key) {
+            return Err(rejection.clone());
+        }
         let mut tuples = BTreeSet::new();
         let declared = policy.spec.relations.iter().flat_map(|r| &r.tuples);
         for (index, tuple) in declared.enumerate() {
             let field = format!("spec.relations.tuples[{index}]");
             self.check(&field, &tuple.namespace, &tuple.relation)?;
-            let owner = &self.namespaces[&tuple.namespace].owner;
+            let owner = &self.by_name[&tuple.namespace].owner;
             if owner.namespace != key.namespace {
                 return Err(Rejection::invalid(format!(
                     "{field}.namespace: {:?} belongs to {}; only its own namespace may grant relations in it",
@@ -146,7 +184,7 @@ impl Namespaces {
     }
 
     fn declared(&self, field: &str, namespace: &str) -> Result<(), Rejection> {
-        if self.namespaces.contains_key(namespace) {
+        if self.by_name.contains_key(namespace) {
             return Ok(());
         }
         Err(Rejection::waiting(
@@ -159,7 +197,7 @@ impl Namespaces {
 
     fn check(&self, field: &str, namespace: &str, relation: &str) -> Result<(), Rejection> {
         self.declared(field, namespace)?;
-        let relations = &self.namespaces[namespace].relations;
+        let relations = &self.by_name[namespace].relations;
         if relations.contains(relation) {
             return Ok(());
         }
@@ -175,4 +213,11 @@ impl Namespaces {
 #[must_use]
 pub fn source(policy: &AuthPolicy) -> Option<&str> {
     policy.spec.relations.as_ref()?.model.as_deref()
+}
+
+/// How much the policy's tuples take in the record.
+fn tuple_bytes(policy: &AuthPolicy) -> usize {
+    let tuples = policy.spec.relations.iter().flat_map(|relations| &relations.tuples);
+    // A tuple is made of strings, which always encode.
+    tuples.map(|tuple| serde_json::to_string(tuple).map_or(0, |text| text.len() + 1)).sum()
 }

@@ -195,7 +195,7 @@ impl UrlPattern {
 }
 
 /// What a rule does with the requests it matches.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// How the caller proves who it is.
     pub authenticator: Authenticator,
@@ -214,6 +214,20 @@ impl Decision {
     #[must_use]
     pub const fn public() -> Self {
         Self { authenticator: Authenticator::Noop, authorizer: Authorizer::Allow }
+    }
+
+    /// Whether everyone may call.
+    #[must_use]
+    pub const fn is_public(&self) -> bool {
+        matches!((&self.authenticator, &self.authorizer), (Authenticator::Noop, Authorizer::Allow))
+    }
+
+    /// Whether whoever `other` lets pass may pass here too. Where it cannot be
+    /// told from the words, it does not.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let same_token = self.authenticator == other.authenticator;
+        self == other || self.is_public() || (same_token && self.authorizer == Authorizer::Allow)
     }
 
     fn mutator(&self) -> Mutator {

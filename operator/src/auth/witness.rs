@@ -50,7 +50,7 @@ pub fn witnesses(rules: &[Allowed], paths: &[RoutePath], speaks: Speaks) -> Vec<
 
 /// The first request that some rule allows with a token only.
 fn asking(rules: &[Allowed], paths: &[RoutePath], is_grpc: bool) -> Option<Witness> {
-    let protected = rules.iter().filter(|rule| !rule.is_public);
+    let protected = rules.iter().filter(|rule| !rule.decision.is_public());
     let patterns =
         protected.flat_map(|rule| &rule.requests).flat_map(|(method, p)| p.iter().map(|p| (*method, p)));
     patterns
@@ -70,7 +70,7 @@ fn closed(rules: &[Allowed], path: &str, is_grpc: bool) -> Option<Witness> {
     };
     methods.iter().copied().find_map(|method| {
         let status = match matching(method) {
-            Some(rule) if rule.is_public => return None,
+            Some(rule) if rule.decision.is_public() => return None,
             Some(_) => 401,
             None => 403,
         };
@@ -97,9 +97,19 @@ fn contains(route: &RoutePath, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::rule::{Authenticator, Authorizer, Decision, JwtConfig, TokenFrom};
 
     fn rule(method: HttpMethod, pattern: Pattern, is_public: bool) -> Allowed {
-        Allowed { requests: [(method, [pattern].into())].into(), is_public }
+        let authenticator = Authenticator::Jwt(JwtConfig {
+            jwks_urls: Vec::new(),
+            trusted_issuers: Vec::new(),
+            target_audience: Vec::new(),
+            allowed_algorithms: Vec::new(),
+            token_from: TokenFrom { header: "Authorization" },
+        });
+        let token = Decision { authenticator, authorizer: Authorizer::Allow };
+        let decision = if is_public { Decision::public() } else { token };
+        Allowed { requests: [(method, [pattern].into())].into(), decision }
     }
 
     fn shown(witnesses: &[Witness]) -> Vec<String> {

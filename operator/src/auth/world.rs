@@ -6,10 +6,15 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{ResourceExt, core::PartialObjectMeta};
+use kube::{
+    ResourceExt,
+    core::PartialObjectMeta,
+    runtime::reflector::{ObjectRef, Store},
+};
 use peristyle_crds::{
     class,
     condition::Reason,
+    names::SERVICE_LABEL,
     v1alpha1::{
         AuthClass, AuthPolicy, EdgeClass, Service,
         auth_policy::Target,
@@ -23,7 +28,12 @@ use super::{
     relations::{Namespaces, Refusals},
 };
 use crate::{
-    edge::claims::{Claims, ServiceKey},
+    edge::{
+        claims::{Claims, ServiceKey},
+        route::Host,
+        traefik::{build::object_name, objects::IngressRoute},
+    },
+    metadata::{Owner, is_controlled_by},
     stores::Stores,
 };
 
@@ -34,6 +44,7 @@ pub struct Snapshot {
     services: Vec<Arc<Service>>,
     edge_classes: Vec<Arc<EdgeClass>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
+    routes: Store<IngressRoute>,
 }
 
 impl Snapshot {
@@ -46,17 +57,32 @@ impl Snapshot {
             services: stores.services.store().state(),
             edge_classes: stores.edge_classes.store().state(),
             namespaces: stores.namespaces.store().state(),
+            routes: stores.ingress_routes.store().clone(),
         }
     }
 
     /// The owner of every host.
     #[must_use]
     pub fn claims(&self) -> Claims<'_> {
-        Claims::settle(
+        Claims::settle_held(
             self.services.iter().map(|o| &**o),
             self.edge_classes.iter().map(|o| &**o),
             self.namespaces.iter().map(|o| &**o),
+            |service, expose, host| self.holds(service, expose, host),
         )
+    }
+
+    /// Whether `service` has a route for `host`: its fence, which stands as
+    /// long as the host is granted, even while nobody is let in.
+    fn holds(&self, service: &Service, expose: &Expose, host: &str) -> bool {
+        let (Ok(host), Some(uid)) = (Host::parse(host), service.uid()) else {
+            return false;
+        };
+        let namespace = service.namespace().unwrap_or_default();
+        let owner = Owner::new(service, &namespace, SERVICE_LABEL);
+        let name = object_name(&owner, &expose.name, &host, "fence");
+        let fence = self.routes.get(&ObjectRef::new(&name).within(&namespace));
+        fence.is_some_and(|fence| is_controlled_by(&*fence, &uid))
     }
 
     /// The world of these objects.

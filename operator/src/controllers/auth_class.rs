@@ -26,7 +26,12 @@ use peristyle_crds::{
 use self::progress::Memory;
 use crate::{
     apply,
-    auth::{evidence, publications::Publication, relations::Refusals, world::Snapshot},
+    auth::{
+        evidence,
+        publications::{Publication, Standing},
+        relations::Refusals,
+        world::Snapshot,
+    },
     conditions::Finding,
     context::Context,
     external::{keto::Keto, oathkeeper::Oathkeeper},
@@ -94,9 +99,10 @@ pub async fn run(ctx: Arc<Context>) {
         // Which class is the default depends on all of them.
         all(classes.spec_changes()),
         all(stores.namespaces.changes().map(drop).boxed()),
-        stores
-            .system_endpoint_slices
-            .concerning(classes, |slice, class| pods::is_of(slice, &class.spec.oathkeeper.service)),
+        stores.system_endpoint_slices.concerning(classes, |slice, class| {
+            pods::is_of(slice, &class.spec.oathkeeper.service)
+                || pods::services_of(&class.spec.keto).iter().any(|keto| pods::is_of(slice, keto))
+        }),
     ];
     reconcile::run(ctx.clone(), &stores.auth_classes, triggers, move |class, ctx| {
         reconcile(class, ctx, clients.clone(), memory.clone())
@@ -138,15 +144,30 @@ async fn reconcile(
         let was_published = compiled.rules.iter().all(|rule| rules.previous.contains(&rule.id));
         let blocked = keto.blocks(compiled.asks_keto || plan.tuples.contains_key(key));
         let evidence = evidence::weigh(key, compiled, &answers);
+        let standing = evidence::stand(before.get(key), compiled, was_published, blocked, evidence);
+        let earlier = match standing {
+            Standing::Live => Vec::new(),
+            _ => before.get(key).map(|before| before.before(&compiled.hash)).unwrap_or_default(),
+        };
         let publication = Publication {
             hash: compiled.hash.clone(),
-            standing: evidence::stand(before.get(key), compiled, was_published, blocked, evidence),
+            standing,
             tuples: keto.applied(plan.tuples.get(key)),
             allowed: compiled.allowed.clone(),
+            earlier,
         };
         publications.insert(key.clone(), publication);
     }
+    for (key, hash, rejection) in &plan.oversized {
+        let standing = Standing::Pending { reason: rejection.reason, message: rejection.message.clone() };
+        publications.insert(key.clone(), Publication { standing, ..Publication::unknown(hash) });
+    }
     ctx.publications.replace(&uid, publications, refusals);
+    // Of classes that are gone nothing is known any more.
+    let classes = ctx.stores.auth_classes.store().state();
+    let exists = |uid: &str| classes.iter().any(|class| class.uid().as_deref() == Some(uid));
+    ctx.publications.retain(exists);
+    memory.retain(exists);
 
     let (status, finding) = status::status(&plan, &rules, &keto);
     let is_settled = status::is_settled(&rules, &keto);

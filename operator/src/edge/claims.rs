@@ -76,14 +76,29 @@ pub struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    /// Settles the claims of all Services: the oldest Service has the host,
-    /// of equals the one with the smaller UID.
+    /// [`Self::settle_held`] where nobody holds a host yet.
     #[must_use]
     pub fn settle(
         services: impl IntoIterator<Item = &'a Service>,
         classes: impl IntoIterator<Item = &'a EdgeClass>,
         namespaces: impl IntoIterator<Item = &'a PartialObjectMeta<Namespace>>,
     ) -> Self {
+        Self::settle_held(services, classes, namespaces, |_, _, _| false)
+    }
+
+    /// Settles the claims of all Services. Who holds a host keeps it; else the
+    /// oldest Service has it, of equals the one with the smaller UID. `holds`:
+    /// whether a route of the Service for the host exists. It is asked of
+    /// contested hosts only.
+    #[must_use]
+    pub fn settle_held(
+        services: impl IntoIterator<Item = &'a Service>,
+        classes: impl IntoIterator<Item = &'a EdgeClass>,
+        namespaces: impl IntoIterator<Item = &'a PartialObjectMeta<Namespace>>,
+        holds: impl Fn(&Service, &Expose, &str) -> bool,
+    ) -> Self {
+        // The claim that each owner won by, to ask whether it holds.
+        let mut won: HashMap<(String, String), (&Service, &Expose)> = HashMap::new();
         let mut claims = Self {
             classes: classes.into_iter().collect(),
             namespaces: namespaces
@@ -101,11 +116,20 @@ impl<'a> Claims<'a> {
                     continue;
                 };
                 for host in hosts {
-                    if claims.is_allowed(class, service, expose, &host) {
-                        claims
-                            .owners
-                            .entry((class.name_any(), host))
-                            .or_insert_with(|| ServiceKey::of(service));
+                    if !claims.is_allowed(class, service, expose, &host) {
+                        continue;
+                    }
+                    let key = (class.name_any(), host);
+                    let is_won = match won.get(&key) {
+                        None => true,
+                        Some((owner, _)) if ServiceKey::of(owner) == ServiceKey::of(service) => false,
+                        Some((owner, claim)) => {
+                            holds(service, expose, &key.1) && !holds(owner, claim, &key.1)
+                        }
+                    };
+                    if is_won {
+                        claims.owners.insert(key.clone(), ServiceKey::of(service));
+                        won.insert(key, (service, expose));
                     }
                 }
             }
@@ -241,6 +265,26 @@ mod tests {
         let refused = hosts(&services, 0).refused;
         assert_eq!(refused[0].to_string(), "host \"w.shop.test\" belongs to Service early");
         assert!(hosts(&services, 0).granted.is_empty());
+    }
+
+    #[test]
+    fn an_older_service_cannot_take_a_host_that_is_held() {
+        let services = [
+            service("a", "held", "2026-01-02T00:00:00Z", &["w.shop.test"]),
+            service("a", "older", "2026-01-01T00:00:00Z", &["w.shop.test"]),
+            service("a", "oldest", "2025-01-01T00:00:00Z", &["w.shop.test"]),
+        ];
+        let (classes, namespaces) = ([class()], [namespace("a", "shop")]);
+        let owner = |holder: &str| {
+            let holds = |service: &Service, _: &Expose, _: &str| service.name_any() == holder;
+            let claims = Claims::settle_held(&services, &classes, &namespaces, holds);
+            let granted = |service: &&Service| {
+                !claims.hosts(service, &service.spec.expose[0]).unwrap().granted.is_empty()
+            };
+            let owners: Vec<String> = services.iter().filter(granted).map(ResourceExt::name_any).collect();
+            owners.join(" ")
+        };
+        assert_eq!([owner("held"), owner("older"), owner("nobody")], ["held", "older", "oldest"]);
     }
 
     #[test]

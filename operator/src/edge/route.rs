@@ -19,6 +19,18 @@ pub enum RouteProtection {
         /// The policy and the cause.
         message: String,
     },
+    /// The rules change and the new ones are not live yet; what is served by
+    /// those that were may stay up.
+    Changing {
+        /// Hash of the rules that were live.
+        hash: String,
+        /// Where decisions are made.
+        decisions_url: String,
+        /// Why the new ones are not live.
+        reason: Reason,
+        /// The policy and the cause.
+        message: String,
+    },
     /// The rules are live.
     Live {
         /// Hash of the compiled policy.
@@ -56,6 +68,11 @@ impl Guard {
             (RouteProtection::Live { hash, decisions_url }, _) => {
                 Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() }
             }
+            // Only the very guard that was live: it may not be put before another route.
+            (
+                RouteProtection::Changing { hash, decisions_url, .. },
+                Some(serving @ Self::Decided { hash: served, decisions_url: asked }),
+            ) if hash == served && decisions_url == asked => serving.clone(),
             (RouteProtection::Unknown { hash }, Some(serving @ Self::Decided { hash: served, .. }))
                 if hash == served =>
             {

@@ -1,9 +1,11 @@
 //! The ready Oathkeeper pods of a class.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
+use peristyle_crds::v1alpha1::auth_class::Keto;
+use url::Url;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const DEFAULT_PORT: i32 = 4456;
@@ -20,6 +22,15 @@ pub struct Pod {
 /// Whether `slice` belongs to the core Service `service`.
 pub fn is_of(slice: &EndpointSlice, service: &str) -> bool {
     slice.labels().get(SERVICE_NAME).is_some_and(|name| name == service)
+}
+
+/// The core Services that Keto's addresses name: the first label of each host.
+pub fn services_of(keto: &Keto) -> BTreeSet<String> {
+    let service = |address: &String| {
+        let host = Url::parse(address).ok()?.host_str()?.to_owned();
+        Some(host.split('.').next().unwrap_or_default().to_owned())
+    };
+    [&keto.read_url, &keto.write_url].into_iter().filter_map(service).collect()
 }
 
 /// The ready pods behind `service`, sorted.

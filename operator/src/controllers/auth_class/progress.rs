@@ -24,6 +24,11 @@ impl Memory {
         let mut classes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         classes.entry(uid.to_owned()).or_default().clone()
     }
+
+    /// Forgets all classes but those that exist.
+    pub fn retain(&self, exists: impl Fn(&str) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| exists(uid));
+    }
 }
 
 /// What was done for one class and has been seen to hold.

@@ -10,6 +10,7 @@ use peristyle_crds::{
 use super::{
     Error,
     config_maps::{self, Slot},
+    pods,
     progress::{Brought, Checked, Progress},
 };
 use crate::{
@@ -115,7 +116,10 @@ pub async fn publish(
         }
     };
     let keto = match step.bring(progress, &plan).await {
-        Ok(()) => Standing::Current(plan.all_tuples()),
+        Ok(()) => match step.lost() {
+            None => Standing::Current(plan.all_tuples()),
+            Some(problem) => Standing::Unavailable(problem),
+        },
         Err(Stop::Cluster(error)) => return Err(error),
         Err(Stop::Loading) => Standing::Loading,
         Err(Stop::Keto(error)) => Standing::Unavailable(error.to_string()),
@@ -135,6 +139,17 @@ impl Step<'_> {
     fn slot(&self) -> Slot<'_> {
         let config_map = &self.class.spec.keto.namespaces_config_map;
         Slot { name: &config_map.name, key: &config_map.key }
+    }
+
+    /// The core Service of Keto that has no ready pod any more, in words. Of one
+    /// outside of the operator's namespace nothing is seen.
+    fn lost(&self) -> Option<String> {
+        let slices = self.ctx.stores.system_endpoint_slices.store().state();
+        pods::services_of(&self.class.spec.keto).into_iter().find_map(|service| {
+            let is_known = slices.iter().any(|slice| pods::is_of(slice, &service));
+            (is_known && pods::ready(&slices, &service).is_empty())
+                .then(|| format!("no ready pod behind core Service {service}"))
+        })
     }
 
     /// Has Keto check all models together, and leaves out what it refuses: one

@@ -179,7 +179,8 @@ impl Entry<'_> {
                 Reason::PolicyNotProgrammed,
                 format!("expose {name}: whether its policy is live is not known yet"),
             ),
-            RouteProtection::Pending { reason, message } => {
+            RouteProtection::Pending { reason, message }
+            | RouteProtection::Changing { reason, message, .. } => {
                 Finding::waiting(CONDITION, *reason, format!("expose {name}: {message}"))
             }
         })

@@ -27,23 +27,54 @@ const BASE_PRIORITY: i64 = 1_000_000;
 /// Two kinds of traffic, each with a parent and its fence.
 const PRIORITIES_PER_PATH: i64 = 4;
 
-/// What identifies the caller, and what could be mistaken for it: clients may
-/// not send these. Underscores reach workloads that read CGI-like names.
-const STRIPPED_HEADERS: [&str; 13] = [
+/// What identifies the caller or the request, and what could be mistaken for
+/// it: clients may not send these.
+const STRIPPED_HEADERS: [&str; 14] = [
     "Forwarded",
+    "Remote-User",
+    "X-Auth-Request-User",
+    "X-Forwarded-User",
+    "X-Http-Method",
+    "X-Http-Method-Override",
+    "X-Method-Override",
+    "X-Original-Host",
+    "X-Original-Method",
+    "X-Original-Uri",
+    "X-Original-Url",
+    "X-Remote-User",
+    "X-Rewrite-Url",
     "X-User",
-    "X_Forwarded_For",
-    "X_Forwarded_Host",
-    "X_Forwarded_Method",
-    "X_Forwarded_Port",
-    "X_Forwarded_Prefix",
-    "X_Forwarded_Proto",
-    "X_Forwarded_Server",
-    "X_Forwarded_Uri",
-    "X_Forwarded_User",
-    "X_Real_Ip",
-    "X_User",
 ];
+
+/// What Traefik sets itself. Their aliases are the client's.
+const OWN_HEADERS: [&str; 9] = [
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Method",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Server",
+    "X-Forwarded-Uri",
+    "X-Real-Ip",
+];
+
+/// Every header that is removed. Underscores reach workloads that read
+/// CGI-like names, where `_` and `-` are the same.
+fn stripped_headers() -> BTreeMap<String, String> {
+    let own = OWN_HEADERS.iter().flat_map(|name| aliases(name).into_iter().filter(|a| a.contains('_')));
+    let all = STRIPPED_HEADERS.iter().flat_map(|name| aliases(name)).chain(own);
+    all.map(|name| (name, String::new())).collect()
+}
+
+/// `name` with every choice of `-` and `_`, in Go's canonical spelling: a
+/// letter is a capital at the beginning and after `-` only.
+fn aliases(name: &str) -> Vec<String> {
+    name.split('-').skip(1).fold(vec![name.split('-').take(1).collect()], |heads: Vec<String>, word| {
+        let small = word.to_lowercase();
+        heads.iter().flat_map(|head| [format!("{head}-{word}"), format!("{head}_{small}")]).collect()
+    })
+}
 
 /// Name of the core Service through which routes of `service` reach the error backend.
 #[must_use]
@@ -274,8 +305,7 @@ impl Shape<'_> {
     }
 
     fn strip(&self) -> Middleware {
-        let custom_request_headers: BTreeMap<_, _> =
-            STRIPPED_HEADERS.map(|header| (header.to_owned(), String::new())).into();
+        let custom_request_headers = stripped_headers();
         self.middleware(
             "headers",
             MiddlewareSpec { headers: Some(Headers { custom_request_headers }), ..MiddlewareSpec::default() },
