@@ -39,19 +39,26 @@ pub mod types {
     pub const PUBLISHED: &str = "Published";
 }
 
-/// Declares [`Reason`] with the word and the documentation of each variant.
+/// Declares [`Reason`] with the word and the documentation of each variant; one
+/// without documentation does not compile.
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident,)+) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident,)+) => {
         /// Why a condition has its status. The variant's name is the word that
         /// stands in `reason`.
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-        pub enum Reason { $($(#[$doc])* $variant,)+ }
+        pub enum Reason { $($(#[doc = $doc])+ $variant,)+ }
 
         impl Reason {
             /// The word as it stands in `status.conditions[].reason`.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
 
             /// Every reason, for documentation and tests.

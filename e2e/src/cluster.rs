@@ -72,13 +72,20 @@ impl Cluster {
 /// # Errors
 /// When the kubeconfig cannot be used.
 pub async fn client(kubeconfig: &Path, context: Option<&str>) -> Result<Client> {
+    Ok(Client::try_from(config(kubeconfig, context).await?)?)
+}
+
+/// The settings of a client for a context of a kubeconfig.
+///
+/// # Errors
+/// When the kubeconfig cannot be used.
+pub async fn config(kubeconfig: &Path, context: Option<&str>) -> Result<Config> {
     // The second call in a process finds it installed, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let read = Kubeconfig::read_from(kubeconfig);
     let read = read.with_context(|| format!("cannot use kubeconfig {}", kubeconfig.display()))?;
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-    let config = Config::from_custom_kubeconfig(read, &options).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Config::from_custom_kubeconfig(read, &options).await?)
 }
 
 /// Succeeds when the API server says that it is ready.

@@ -13,8 +13,10 @@ use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use tempfile::TempDir;
+use tokio::process::Command;
 
 use crate::cluster;
+use crate::command;
 use crate::daemon;
 use crate::node::namespaces;
 use crate::node::network::Network;
@@ -45,6 +47,7 @@ struct Layout {
 #[derive(Debug)]
 pub struct ControlPlane {
     state: State,
+    layout: Layout,
     _dir: TempDir,
 }
 
@@ -57,9 +60,56 @@ impl ControlPlane {
     pub async fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("peristyle-").tempdir()?;
         // From here on dropping ends what was started.
-        let plane = Self { state: State::at(dir.path())?, _dir: dir };
-        start_without_node(&plane.state, &Progress::default()).await?;
+        let plane = Self { state: State::at(dir.path())?, layout: without_node(free_ports()?)?, _dir: dir };
+        start_layout(&plane.state, &plane.layout, &Progress::default()).await?;
         Ok(plane)
+    }
+
+    /// Kills kube-apiserver and starts it again on the same port.
+    ///
+    /// # Errors
+    /// When it does not end, or does not serve again.
+    pub async fn restart_apiserver(&self) -> Result<()> {
+        self.stop("kube-apiserver")?;
+        processes::start_apiserver(&self.state, &self.layout)?;
+        let client = self.client().await?;
+        wait::until("kube-apiserver is ready again", PATIENCE, async || cluster::readiness(&client).await)
+            .await
+    }
+
+    /// Ends kube-controller-manager, so that a test can say what it would.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_controllers(&self) -> Result<()> {
+        self.stop("kube-controller-manager")
+    }
+
+    fn stop(&self, component: &str) -> Result<()> {
+        let processes = daemon::recorded(&self.state).into_iter().filter(|(name, _)| name == component);
+        daemon::stop(&processes.map(|(_, process)| process).collect::<Vec<_>>())
+    }
+
+    /// Runs kubectl with all rights and returns its standard output.
+    ///
+    /// # Errors
+    /// When it fails, with its standard error.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        command::output(self.kubectl_command().args(arguments)).await
+    }
+
+    /// [`Self::kubectl`] with text on the standard input, for `-f -`.
+    ///
+    /// # Errors
+    /// When it fails, with its standard error.
+    pub async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
+        command::output_with_input(self.kubectl_command().args(arguments), Some(input)).await
+    }
+
+    fn kubectl_command(&self) -> Command {
+        let mut kubectl = Command::new(self.state.program("kubectl"));
+        kubectl.arg("--kubeconfig").arg(self.kubeconfig());
+        kubectl
     }
 
     /// The path of a kubeconfig with all rights.
@@ -98,22 +148,28 @@ impl Drop for ControlPlane {
 /// # Errors
 /// When the build or a component fails.
 pub async fn start_without_node(state: &State, progress: &Progress) -> Result<()> {
+    start_layout(state, &without_node(free_ports()?)?, progress).await
+}
+
+async fn start_layout(state: &State, layout: &Layout, progress: &Progress) -> Result<()> {
     let programs = substrate::build(&[Component::Kubernetes], progress).await?;
     substrate::link(state, &programs)?;
-    let ports = free_ports()?;
-    let cluster = Kind::ControlPlane { ports };
+    let cluster = Kind::ControlPlane { ports: layout.ports };
     state.save(&Settings { cluster: cluster.clone(), ready: false })?;
+    start(state, layout, progress).await?;
+    state.save(&Settings { cluster, ready: true })
+}
+
+fn without_node(ports: Ports) -> Result<Layout> {
     // Nothing uses these addresses; Services need some.
     let network = Network::new(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16))?;
-    let layout = Layout {
+    Ok(Layout {
         address: Ipv4Addr::LOCALHOST,
         ports,
         services: network.services(),
         pods: network.pods(),
         namespace: None,
-    };
-    start(state, &layout, progress).await?;
-    state.save(&Settings { cluster, ready: true })
+    })
 }
 
 /// Starts the control plane of a full sandbox in the node's network namespace.

@@ -5,6 +5,7 @@
 //! built from Go modules, the root file systems come from Debian packages and
 //! the images are written as archives that containerd imports.
 
+pub mod audit;
 pub mod bench;
 pub mod calls;
 pub mod checks;
@@ -21,6 +22,7 @@ pub mod node;
 pub mod operated;
 pub mod packages;
 pub mod progress;
+pub mod replica;
 pub mod sandbox;
 pub mod stack;
 pub mod state;

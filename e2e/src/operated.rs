@@ -6,12 +6,11 @@ use clap::Parser;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, api::PostParams};
-use peristyle::{config::Config, run};
+use peristyle::{client, config::Config, run};
 use serde_json::json;
-use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::command;
+use crate::cluster;
 use crate::control_plane::ControlPlane;
 use crate::stack;
 
@@ -24,11 +23,17 @@ struct Arguments {
     config: Config,
 }
 
+/// Settings of an operator that calls itself `identity`.
+#[must_use]
+pub fn config(identity: &str) -> Config {
+    Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config
+}
+
 /// An operator on a control plane; both end when it is dropped.
 pub struct Operated {
     pub client: Client,
     operator: Option<JoinHandle<()>>,
-    plane: ControlPlane,
+    pub plane: ControlPlane,
 }
 
 impl Operated {
@@ -38,11 +43,7 @@ impl Operated {
     /// When the control plane does not start or refuses a definition.
     pub async fn prepare() -> Result<Self> {
         let plane = ControlPlane::start().await?;
-        let kubectl = async |arguments: &[&str]| {
-            let mut kubectl = Command::new(plane.state().program("kubectl"));
-            command::output(kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments)).await
-        };
-        stack::install_definitions(kubectl).await?;
+        stack::install_definitions(async |arguments: &[&str]| plane.kubectl(arguments).await).await?;
         let client = plane.client().await?;
         for name in [stack::SYSTEM_NAMESPACE, NAMESPACE] {
             let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
@@ -57,10 +58,9 @@ impl Operated {
     /// When there is no client for it.
     pub async fn operate(&mut self, identity: &str) -> Result<()> {
         self.cut_off();
-        let config =
-            Arguments::parse_from(["test", "--identity", identity, "--admin-address", "127.0.0.1:0"]).config;
+        let config = config(identity);
         // A client of its own: cutting off the operator must not cut off the test.
-        let client = self.plane.client().await?;
+        let client = client::from_config(cluster::config(&self.plane.kubeconfig(), None).await?)?;
         self.operator = Some(tokio::spawn(async move {
             if let Err(error) = run::operate(client, config).await {
                 eprintln!("the operator ended: {error:#}");

@@ -2,10 +2,11 @@
 //! guard and no request when nothing would change.
 
 pub mod drift;
+pub mod ownership;
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -101,10 +102,14 @@ struct Record {
     live: [u8; 32],
 }
 
+/// Kind and name of an owner; its namespace is that of its children, if it has one.
+type OwnerName = (String, String);
+
 /// Writes children and remembers what it wrote.
 pub struct Applier {
     client: Client,
-    applied: Mutex<HashMap<String, Record>>,
+    /// For each owner, so that it can be forgotten with all of its children.
+    applied: Mutex<HashMap<OwnerName, HashMap<String, Record>>>,
     drift: Drift,
     events: Option<Events>,
 }
@@ -122,10 +127,24 @@ impl Applier {
         Self { events: Some(events), ..self }
     }
 
+    /// Forgets the children of an owner that is gone.
+    pub fn forget(&self, kind: &str, namespace: &str, name: &str) {
+        let mut applied = self.lock();
+        let owner = (kind.to_owned(), name.to_owned());
+        if let Some(children) = applied.get_mut(&owner) {
+            let is_there = |key: &String| key.split('/').nth(1) == Some(namespace);
+            children.retain(|key, _| !namespace.is_empty() && !is_there(key));
+            if children.is_empty() {
+                applied.remove(&owner);
+            }
+        }
+    }
+
     /// Makes the live object match `desired`, which must name its controller.
     ///
     /// `live` is the object as the cache has it. Sends nothing when it is what
-    /// the last apply of the same `desired` left behind. Fields that `desired`
+    /// the last apply of the same `desired` left behind, also that of an earlier
+    /// process. Fields that `desired`
     /// does not name are left to their owners.
     ///
     /// # Errors
@@ -134,17 +153,24 @@ impl Applier {
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
         let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
-        let wanted = encode(desired)?;
-        let key = key(desired);
+        let mut wanted = encode(desired)?;
+        let digest_of_wanted = digest(&wanted);
+        annotate::<K>(&mut wanted, &digest_of_wanted);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
-        let is_known = |known: Record| known.desired == digest(&wanted);
-        let is_drift = live.is_some() && self.remembered(&key).is_some_and(is_known);
+        let known = self.remembered(desired);
+        let is_drift = known.is_some_and(|known| known.desired == digest_of_wanted)
+            || live.is_some_and(|live| is_named(live, &wanted));
         match live {
             Some(live) => {
                 guard(live, &owner)?;
-                let record = Record { desired: digest(&wanted), live: digest(&settled(live)?) };
-                if self.remembered(&key) == Some(record) {
-                    return Ok(live.clone());
+                let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
+                match known {
+                    Some(known) if known == record => return Ok(live.clone()),
+                    None if is_as_applied(live, &wanted) => {
+                        self.remember(desired, record);
+                        return Ok(live.clone());
+                    }
+                    _ => {}
                 }
             }
             // The caches hold only what carries our label: an object of somebody
@@ -158,10 +184,10 @@ impl Applier {
                 }
             }
         }
-        let patch = Patch::Apply(with_type::<K>(wanted.clone()));
-        let applied = self.patch(&api, desired, &patch, is_drift).await?;
-        let record = Record { desired: digest(&wanted), live: digest(&settled(&applied)?) };
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, record);
+        let patch = Patch::Apply(with_type::<K>(wanted));
+        let applied = self.patch(&api, desired, &patch, is_drift && live.is_some()).await?;
+        let record = Record { desired: digest_of_wanted, live: digest(&settled(&applied)?) };
+        self.remember(desired, record);
         Ok(applied)
     }
 
@@ -218,7 +244,9 @@ impl Applier {
             preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
             ..DeleteParams::background()
         };
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(live));
+        if let Some(children) = self.lock().get_mut(&owner_name(live)) {
+            children.remove(&key(live));
+        }
         match bounded(api.delete(&name, &params)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -226,8 +254,41 @@ impl Applier {
         }
     }
 
-    fn remembered(&self, key: &str) -> Option<Record> {
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerName, HashMap<String, Record>>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered<K: Child>(&self, child: &K) -> Option<Record> {
+        self.lock().get(&owner_name(child))?.get(&key(child)).copied()
+    }
+
+    fn remember<K: Child>(&self, child: &K, record: Record) {
+        self.lock().entry(owner_name(child)).or_default().insert(key(child), record);
+    }
+}
+
+fn owner_name<K: Resource>(child: &K) -> OwnerName {
+    let owner = child.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    owner.map(|owner| (owner.kind.clone(), owner.name.clone())).unwrap_or_default()
+}
+
+/// Whether `live` is what an apply of `wanted` left behind.
+fn is_as_applied<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
+    is_named(live, wanted) && ownership::is_complete(live.meta(), wanted)
+}
+
+/// Whether the annotation of `live` names `wanted` as what was applied last.
+fn is_named<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
+    let applied = live.annotations().get(ownership::APPLIED);
+    let asked = wanted["metadata"]["annotations"][ownership::APPLIED].as_str();
+    applied.is_some() && applied.map(String::as_str) == asked
+}
+
+/// Writes down on the child what it was made from.
+fn annotate<K: Child>(wanted: &mut serde_json::Value, digest: &[u8; 32]) {
+    // A Secret's annotations are shown where its content is not.
+    if K::kind(&()) != "Secret" {
+        wanted["metadata"]["annotations"][ownership::APPLIED] = hex::encode(&digest[..16]).into();
     }
 }
 
@@ -298,4 +359,44 @@ fn settled<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
 
 fn digest(value: &serde_json::Value) -> [u8; 32] {
     Sha256::digest(value.to_string()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    fn child(namespace: &str, name: &str, kind: &str, owner: &str) -> ConfigMap {
+        let reference =
+            json!({"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true});
+        let metadata = json!({"namespace": namespace, "name": name, "ownerReferences": [reference]});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    fn applier() -> Applier {
+        let service = tower::service_fn(async |_: http::Request<kube::client::Body>| {
+            Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::empty()))
+        });
+        Applier::new(Client::new(service, "default"))
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_goes_with_its_owner_and_no_other() {
+        let applier = applier();
+        let record = Record { desired: [0; 32], live: [0; 32] };
+        let gone = child("a", "x", "Service", "orders");
+        let namesake = child("b", "x", "Service", "orders");
+        let of_class = child("system", "y", "AuthClass", "orders");
+        for child in [&gone, &namesake, &of_class] {
+            applier.remember(child, record);
+        }
+        applier.forget("Service", "a", "orders");
+        let left = [&gone, &namesake, &of_class].map(|child| applier.remembered(child).is_some());
+        assert_eq!(left, [false, true, true]);
+        applier.forget("AuthClass", "", "orders");
+        applier.forget("Service", "b", "orders");
+        assert!(applier.lock().is_empty(), "something is kept for ever");
+    }
 }

@@ -11,6 +11,8 @@ pub enum State {
     Good,
     /// Not yet; may come by itself.
     Waiting,
+    /// Cannot be told, because a system does not answer; tried again.
+    Unknown,
     /// Failed; tried again.
     Failed,
     /// Failed until a person changes something.
@@ -43,6 +45,12 @@ impl Finding {
         Self { condition, state: State::Waiting, reason, message: message.into() }
     }
 
+    /// A system does not answer, tried again.
+    #[must_use]
+    pub fn unknown(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
+        Self { condition, state: State::Unknown, reason, message: message.into() }
+    }
+
     /// Failed, tried again.
     #[must_use]
     pub fn failed(condition: &'static str, reason: Reason, message: impl Into<String>) -> Self {
@@ -59,7 +67,7 @@ impl Finding {
 /// The worst finding, the first of its kind; `None` when all is good.
 #[must_use]
 pub fn worst(findings: &[Finding]) -> Option<&Finding> {
-    [State::Stalled, State::Failed, State::Waiting]
+    [State::Stalled, State::Failed, State::Unknown, State::Waiting]
         .into_iter()
         .find_map(|state| findings.iter().find(|finding| finding.state == state))
 }
@@ -122,6 +130,15 @@ pub fn conditions(
     result
 }
 
+/// Whether `Ready` says something else than before: what an event tells.
+#[must_use]
+pub fn is_transition(previous: &[Condition], next: &[Condition]) -> bool {
+    let ready = |conditions: &[Condition]| {
+        conditions.iter().find(|c| c.type_ == types::READY).map(|c| (c.status.clone(), c.reason.clone()))
+    };
+    ready(previous) != ready(next)
+}
+
 /// Whether the condition `type_` is True and speaks of `generation`.
 #[must_use]
 pub fn is_true(conditions: &[Condition], type_: &str, generation: Option<i64>) -> bool {
@@ -131,7 +148,7 @@ pub fn is_true(conditions: &[Condition], type_: &str, generation: Option<i64>) -
 const fn status(state: State) -> &'static str {
     match state {
         State::Good => "True",
-        State::Waiting => "Unknown",
+        State::Waiting | State::Unknown => "Unknown",
         State::Failed | State::Stalled => "False",
     }
 }

@@ -1,16 +1,30 @@
 //! What every reconcile may use.
 
 use kube::Client;
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    apply::Applier, auth::publications::Publications, backoff::Backoff, config::Config, edge::proofs::Proofs,
-    events::Events, external::postgres::Servers, metrics::Metrics, stores::Stores,
+    apply::Applier,
+    auth::publications::Publications,
+    backoff::Backoff,
+    client,
+    config::Config,
+    edge::proofs::Proofs,
+    events::Events,
+    external::{http, postgres::Servers},
+    fence::Fence,
+    metrics::Metrics,
+    stores::Stores,
 };
 
 /// Shared by all controllers of the process.
 pub struct Context {
-    /// Client of the API server.
+    /// Client of the API server; writes only while `fence` is open.
     pub client: Client,
+    /// Open while this replica leads.
+    pub fence: Fence,
+    /// The passes that run. When it is closed no other begins.
+    pub passes: TaskTracker,
     /// Client of everything else that speaks HTTP.
     pub http: reqwest::Client,
     /// Settings.
@@ -31,4 +45,29 @@ pub struct Context {
     pub backoff: Backoff,
     /// Metrics of the process.
     pub metrics: Metrics,
+}
+
+impl Context {
+    /// The context of a process that writes while `fence` is open; starts all watches.
+    ///
+    /// # Errors
+    /// When TLS for calls to other systems cannot be set up.
+    pub fn new(client: Client, config: Config, fence: Fence) -> anyhow::Result<Self> {
+        let client = client::fenced(client, fence.clone());
+        Ok(Self {
+            stores: Stores::start(&client, &config.namespace),
+            http: http::client()?,
+            publications: Publications::default(),
+            proofs: Proofs::default(),
+            servers: Servers::behind(fence.clone()),
+            applier: Applier::new(client.clone()).telling(Events::new(client.clone(), &config.identity)),
+            events: Events::new(client.clone(), &config.identity),
+            backoff: Backoff::default(),
+            metrics: Metrics::default(),
+            passes: TaskTracker::new(),
+            config,
+            fence,
+            client,
+        })
+    }
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
-    Client, Resource,
+    Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
@@ -23,10 +23,10 @@ impl Events {
     }
 
     /// Tells that `object` now stands as `finding` says.
-    pub async fn transition<K: Resource<DynamicType = ()>>(&self, object: &K, finding: &Finding) {
+    pub async fn transition(&self, object: &ObjectReference, finding: &Finding) {
         let type_ = match finding.state {
             State::Good | State::Waiting => EventType::Normal,
-            State::Failed | State::Stalled => EventType::Warning,
+            State::Unknown | State::Failed | State::Stalled => EventType::Warning,
         };
         let event = Event {
             type_,
@@ -35,7 +35,7 @@ impl Events {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        if let Err(error) = bounded(self.0.publish(&event, &object.object_ref(&()))).await {
+        if let Err(error) = bounded(self.0.publish(&event, object)).await {
             tracing::warn!(%error, "failed to publish an event");
         }
     }

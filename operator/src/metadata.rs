@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use peristyle_crds::names::{IGNORE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 
+use crate::telemetry;
+
 /// The label that ties a child to its owner, and the owner.
 #[derive(Clone, Debug)]
 pub struct Owner {
@@ -17,6 +19,8 @@ pub struct Owner {
     pub label: &'static str,
     /// Reference to the owner; makes it the controller of its children.
     pub reference: OwnerReference,
+    /// The trace of whoever changed the owner; its children carry it too.
+    pub traceparent: Option<String>,
 }
 
 impl Owner {
@@ -36,6 +40,7 @@ impl Owner {
                 controller: Some(true),
                 block_owner_deletion: Some(true),
             },
+            traceparent: telemetry::traceparent(object.meta()).map(ToOwned::to_owned),
         }
     }
 
@@ -69,6 +74,10 @@ impl Owner {
             namespace: Some(self.namespace.clone()),
             labels: Some(self.labels()),
             owner_references: Some(vec![self.reference.clone()]),
+            annotations: self
+                .traceparent
+                .clone()
+                .map(|trace| [(telemetry::TRACEPARENT.to_owned(), trace)].into()),
             ..ObjectMeta::default()
         }
     }

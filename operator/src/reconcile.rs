@@ -1,5 +1,7 @@
 //! The one loop of all controllers: queue, reconcile, status, retry.
 
+mod unreadable;
+
 use std::{
     fmt::Debug,
     panic::AssertUnwindSafe,
@@ -22,20 +24,22 @@ use peristyle_crds::{
     condition::{Reason, types},
     v1alpha1::Reported,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use tracing::Instrument;
 
 use crate::{
-    backoff::jitter,
-    conditions::{self, Finding, State},
+    backoff::{delay, jitter},
+    client,
+    conditions::{self, Finding},
     context::Context,
-    retry::{Class, Classified, bounded},
+    retry::{self, Class, Classified, Consequence, Retry, bounded, consequence},
+    telemetry,
     watch::Watched,
 };
 
-/// How often a healthy object is looked at although nothing changed.
-const RESYNC: Duration = Duration::from_secs(6 * 3600);
-/// How often an object that waits is looked at although nothing changed.
-const WAIT: Duration = Duration::from_secs(45);
 /// Bound on one pass; every call inside has its own, shorter deadline.
 const PASS_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -94,28 +98,36 @@ pub async fn run<K, F, Fut, E>(
     let own = roots.changes().map(|object| ObjectRef::from_obj(&*object)).boxed();
     let queue = futures::stream::select_all(triggers.into_iter().chain([own]))
         .map(Ok::<ObjectRef<K>, std::convert::Infallible>);
+    let unreadable = roots.unreadable();
     let pass = move |object: Arc<K>, ctx: Arc<Context>| {
+        // What the cache has of it is old, and its status speaks of the present version.
+        if unreadable.borrow().contains_key(&ObjectRef::from_obj(&*object)) {
+            return std::future::ready(Ok(Action::await_change())).boxed();
+        }
         let reconcile = reconcile.clone();
         async move { pass(object, ctx, reconcile).await }.boxed()
     };
     let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
-        tracing::warn!(kind = %K::kind(&()), name = %object.name_any(), %error, "retrying");
-        Action::requeue(ctx.backoff.fail(&key(&*object)))
+        let key = key(&*object);
+        tracing::warn!(object = %key, %error, "retrying");
+        Action::requeue(delay(ctx.backoff.fail(&key)).max(client::pause_asked_by(error).unwrap_or_default()))
     };
     let config = controller::Config::default().concurrency(16);
-    controller::applier(pass, retry, ctx, roots.store().clone(), queue, config)
-        .for_each(|result| async move {
-            // An object that is gone needs nothing: its children follow by owner reference.
-            if let Err(error) = result
-                && !matches!(
-                    error,
-                    controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)
-                )
-            {
-                tracing::error!(%error, "controller queue failed");
+    let results = controller::applier(pass, retry, ctx.clone(), roots.store().clone(), queue, config);
+    let passes = results.for_each(|result| {
+        match result {
+            Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+            // Its children follow by owner reference.
+            Err(controller::Error::ObjectNotFound(gone)) => {
+                let namespace = gone.namespace.as_deref().unwrap_or_default();
+                ctx.backoff.reset(&key_of::<K>(namespace, &gone.name));
+                ctx.applier.forget(&K::kind(&()), namespace, &gone.name);
             }
-        })
-        .await;
+            Err(error) => tracing::error!(%error, "controller queue failed"),
+        }
+        std::future::ready(())
+    });
+    tokio::join!(passes, unreadable::report(&ctx, roots));
 }
 
 async fn pass<K, F, Fut, E>(object: Arc<K>, ctx: Arc<Context>, reconcile: F) -> Result<Action, StatusError>
@@ -127,73 +139,97 @@ where
     E: Classified,
 {
     let key = key(&*object);
-    let started = Instant::now();
-    let work = AssertUnwindSafe(reconcile(object.clone(), ctx.clone())).catch_unwind();
-    let (outcome, class) = match tokio::time::timeout(PASS_DEADLINE, work).await {
-        Ok(Ok(Ok(outcome))) => (outcome, None),
-        Ok(Ok(Err(error))) => {
-            let finding = Finding {
-                condition: error.condition(),
-                state: state(error.class()),
-                reason: error.reason(),
-                message: error.to_string(),
-            };
-            // Waiting is what the status says, not something to look into.
-            if error.class() == Class::Wait {
-                tracing::debug!(object = %key, %error, "waiting");
-            } else {
-                tracing::warn!(object = %key, %error, "reconcile failed");
+    if ctx.passes.is_closed() {
+        return Ok(Action::await_change());
+    }
+    let generation = object.meta().generation;
+    if let Some(left) = ctx.backoff.held(&key, generation) {
+        return Ok(Action::requeue(left));
+    }
+    let _running = ctx.passes.token();
+    let span = telemetry::pass_span(&K::kind(&()), &key, object.meta());
+    async {
+        let started = Instant::now();
+        let work = AssertUnwindSafe(reconcile(object.clone(), ctx.clone())).catch_unwind();
+        let result = match tokio::time::timeout(PASS_DEADLINE, work).await {
+            Ok(Ok(result)) => result.map_err(|error| Failure::of(&key, &error)),
+            Ok(Err(_)) => {
+                tracing::error!(object = %key, "reconcile panicked");
+                Err(Failure::panicked())
             }
-            (failed(&*object, finding), Some(error.class()))
-        }
-        Ok(Err(_)) => {
-            let finding =
-                Finding::failed(types::READY, Reason::InternalError, "a bug in the operator; see its log");
-            (failed(&*object, finding), Some(Class::Bug))
-        }
-        Err(_) => {
-            let finding =
-                Finding::failed(types::READY, Reason::Unavailable, "a pass took more than 2 minutes");
-            (failed(&*object, finding), Some(Class::Transient))
-        }
-    };
-    ctx.metrics.reconciled(&K::kind(&()), class, started.elapsed());
-    let requeue = outcome.requeue;
-    let worst = conditions::worst(&outcome.findings);
-    let standing = worst.map(|finding| finding.state);
-    let is_name_conflict = worst.is_some_and(|finding| finding.reason == Reason::NameConflict);
-    write_status(&*object, &ctx, outcome).await?;
-    Ok(match class {
-        // The caches do not show when the object of somebody else is gone.
-        Some(Class::Terminal) if is_name_conflict => Action::requeue(jitter(WAIT)),
-        Some(Class::Terminal) => Action::await_change(),
-        Some(Class::Forbidden) => Action::requeue(ctx.backoff.fail(&key).max(Duration::from_secs(30))),
-        Some(Class::Wait) => Action::requeue(jitter(WAIT)),
-        Some(Class::Conflict | Class::Transient | Class::Bug) => Action::requeue(ctx.backoff.fail(&key)),
-        None => match (requeue, standing) {
-            (Some(after), Some(_)) => Action::requeue(after),
-            (None, Some(State::Failed)) => Action::requeue(ctx.backoff.fail(&key)),
-            (None, Some(State::Waiting)) => Action::requeue(jitter(WAIT)),
-            (_, Some(State::Stalled)) => Action::await_change(),
-            (after, None | Some(State::Good)) => {
-                ctx.backoff.reset(&key);
-                Action::requeue(jitter(after.unwrap_or(RESYNC)))
+            Err(_) => Err(Failure::late()),
+        };
+        ctx.metrics.reconciled(&K::kind(&()), result.as_ref().err().map(|f| f.class), started.elapsed());
+        let (outcome, retry, failures, pause) = match result {
+            Ok(outcome) => {
+                let retry = retry::after(&outcome.findings, outcome.requeue);
+                let failures = if retry == Retry::Backoff { ctx.backoff.fail(&key) } else { 0 };
+                (Some(outcome), retry, failures, None)
             }
-        },
-    })
+            Err(Failure { class, finding, pause }) => {
+                let failures = ctx.backoff.fail(&key);
+                let reason = finding.reason;
+                let Consequence { shown, retry } = consequence(class, reason, failures);
+                let outcome = shown.map(|state| failed(&*object, Finding { state, ..finding }));
+                // Each try is one more refusal in the audit log, and no watch tells of a grant.
+                if let (Reason::Forbidden, Retry::After(pause)) = (reason, retry) {
+                    ctx.backoff.hold(&key, generation, jitter(pause));
+                }
+                (outcome, retry, failures, pause)
+            }
+        };
+        if let Some(outcome) = outcome {
+            write_status(&*object, &ctx, outcome).await?;
+        }
+        if failures == 0 {
+            ctx.backoff.reset(&key);
+        }
+        Ok(match retry {
+            Retry::OnChange => Action::await_change(),
+            Retry::After(after) => Action::requeue(jitter(after)),
+            Retry::Backoff => Action::requeue(delay(failures).max(pause.unwrap_or_default())),
+        })
+    }
+    .instrument(span)
+    .await
+}
+
+/// Why a pass did not come to its end.
+struct Failure {
+    class: Class,
+    /// Its state is decided by the class.
+    finding: Finding,
+    /// How long the API server asked to be left alone.
+    pause: Option<Duration>,
+}
+
+impl Failure {
+    fn of<E: Classified>(key: &str, error: &E) -> Self {
+        // Waiting is what the status says, not something to look into.
+        if error.class() == Class::Wait {
+            tracing::debug!(object = %key, %error, "waiting");
+        } else {
+            tracing::warn!(object = %key, %error, "reconcile failed");
+        }
+        let finding = Finding::failed(error.condition(), error.reason(), error.to_string());
+        Self { class: error.class(), finding, pause: client::pause_asked_by(error) }
+    }
+
+    fn panicked() -> Self {
+        let finding =
+            Finding::failed(types::READY, Reason::InternalError, "a bug in the operator; see its log");
+        Self { class: Class::Bug, finding, pause: None }
+    }
+
+    fn late() -> Self {
+        let finding = Finding::failed(types::READY, Reason::Unavailable, "a pass took more than 2 minutes");
+        Self { class: Class::Transient, finding, pause: None }
+    }
 }
 
 /// The last status with one finding that says what went wrong.
 fn failed<K: Reported>(object: &K, finding: Finding) -> Outcome<K::Status> {
     Outcome::new(object.reported().cloned().unwrap_or_default(), vec![finding])
-}
-
-const fn state(class: Class) -> State {
-    match class {
-        Class::Terminal => State::Stalled,
-        Class::Wait | Class::Conflict | Class::Transient => State::Waiting,
-        Class::Forbidden | Class::Bug => State::Failed,
-    }
 }
 
 #[derive(Serialize, Debug)]
@@ -222,22 +258,15 @@ where
     let generation = object.meta().generation.unwrap_or_default();
     let mut status = outcome.status;
     let next = conditions::conditions(previous, &outcome.findings, generation, Timestamp::now());
-    let ready = |conditions: &[peristyle_crds::condition::Condition]| {
-        conditions.iter().find(|c| c.type_ == types::READY).map(|c| (c.status.clone(), c.reason.clone()))
-    };
-    let is_transition = ready(previous) != ready(&next);
+    let is_transition = conditions::is_transition(previous, &next);
     K::set_observed(&mut status, generation, next);
     if stored == Some(&status) {
         return Ok(());
     }
-    let patch = StatusPatch {
-        api_version: &K::api_version(&()),
-        kind: &K::kind(&()),
-        metadata: Identity { uid: object.meta().uid.as_deref().unwrap_or_default() },
-        status: &status,
-    };
-    match bounded(patch_status(ctx, object, &patch)).await {
-        Ok(_) => {}
+    let object_uid = object.meta().uid.as_deref().unwrap_or_default();
+    let namespace = object.namespace();
+    match patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await {
+        Ok(()) => {}
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
         Err(error) => return Err(StatusError(Box::new(error))),
     }
@@ -245,31 +274,40 @@ where
         let finding = conditions::worst(&outcome.findings)
             .cloned()
             .unwrap_or_else(|| conditions::good(&outcome.findings));
-        ctx.events.transition(object, &finding).await;
+        ctx.events.transition(&object.object_ref(&()), &finding).await;
     }
     Ok(())
 }
 
 /// Both scopes in one function, which the typed `Api` does not offer.
-async fn patch_status<K: Root>(
+async fn patch_status<K: Root, S: Serialize + Debug>(
     ctx: &Context,
-    object: &K,
-    patch: &StatusPatch<'_, K::Status>,
-) -> kube::Result<serde_json::Value>
+    namespace: Option<&str>,
+    name: &str,
+    uid: &str,
+    status: &S,
+) -> kube::Result<()>
 where
     K::Status: DeserializeOwned,
 {
-    let request = Request::new(K::url_path(&(), object.namespace().as_deref()))
-        .patch_subresource(
-            "status",
-            &object.name_any(),
-            &PatchParams::apply(FIELD_MANAGER).force(),
-            &Patch::Apply(patch),
-        )
+    let patch = StatusPatch {
+        api_version: &K::api_version(&()),
+        kind: &K::kind(&()),
+        metadata: Identity { uid },
+        status,
+    };
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let request = Request::new(K::url_path(&(), namespace))
+        .patch_subresource("status", name, &params, &Patch::Apply(&patch))
         .map_err(kube::Error::BuildRequest)?;
-    ctx.client.request(request).await
+    bounded(ctx.client.request::<IgnoredAny>(request)).await?;
+    Ok(())
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+    key_of::<K>(&object.namespace().unwrap_or_default(), &object.name_any())
+}
+
+fn key_of<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", K::kind(&()))
 }

@@ -1,45 +1,51 @@
 //! The composition root: everything is wired here and nowhere else.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     admin::{self, Readiness},
-    apply::Applier,
-    auth::publications::Publications,
-    backoff::Backoff,
+    client,
     config::Config,
     context::Context,
     controllers,
-    edge::proofs::Proofs,
-    events::Events,
-    external::{http, postgres::Servers},
-    leader,
-    metrics::Metrics,
-    stores::Stores,
+    leader::{self, Leadership},
     telemetry,
 };
+
+/// How long passes that run may go on after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs the operator against the cluster of its environment until SIGTERM, or
 /// until the Lease is lost.
 ///
 /// # Errors
-/// When the cluster cannot be reached at start, or as [`operate`].
+/// When the cluster cannot be reached at start, or as [`operate_until`].
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::start(&config.log)?;
-    let client = Client::try_default().await?;
+    let _telemetry = telemetry::start(&config.log)?;
+    let client = client::from_config(kube::Config::infer().await?)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        result = operate(client, config) => result,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    }
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    operate_until(stop, client, config).await
 }
 
 /// Runs the operator until the Lease is lost.
+///
+/// # Errors
+/// As [`operate_until`].
+pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
+    operate_until(std::future::pending(), client, config).await
+}
+
+/// Runs the operator until `stop` or until the Lease is lost.
 ///
 /// Caches are filled on every replica; controllers run on the one that holds
 /// the Lease. A lost Lease ends the process: a fresh one cannot act on what an
@@ -47,43 +53,63 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When an address cannot be bound, or the Lease is lost.
-pub async fn operate(client: Client, config: Config) -> anyhow::Result<()> {
-    let ctx = Arc::new(Context {
-        stores: Stores::start(&client, &config.namespace),
-        http: http::client()?,
-        publications: Publications::default(),
-        proofs: Proofs::default(),
-        servers: Servers::default(),
-        applier: Applier::new(client.clone()).telling(Events::new(client.clone(), &config.identity)),
-        events: Events::new(client.clone(), &config.identity),
-        backoff: Backoff::default(),
-        metrics: Metrics::default(),
-        config,
-        client,
-    });
+pub async fn operate_until(
+    stop: impl Future<Output = ()>,
+    client: Client,
+    config: Config,
+) -> anyhow::Result<()> {
+    let fence = leader::fence();
+    let leadership = Leadership::new(client.clone(), &config, fence.clone());
+    let ctx = Arc::new(Context::new(client, config, fence)?);
     let readiness = Readiness::default();
     tokio::select! {
         result = admin::serve(ctx.config.admin_address, ctx.clone(), readiness.clone()) => result,
-        result = lead(ctx, readiness) => result,
+        result = Box::pin(lead(ctx, leadership, readiness, stop)) => result,
     }
 }
 
-async fn lead(ctx: Arc<Context>, readiness: Readiness) -> anyhow::Result<()> {
-    ctx.stores.ready().await;
-    readiness.set();
-    let (mut held, task) = leader::compete(ctx.client.clone(), &ctx.config).await?;
-    held.wait_for(|held| *held).await?;
-    ctx.metrics.set_leader(true);
-    tracing::info!(identity = %ctx.config.identity, "leading");
+async fn lead(
+    ctx: Arc<Context>,
+    mut leadership: Leadership,
+    readiness: Readiness,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut stop = pin!(stop);
+    let acquired = async {
+        ctx.stores.ready().await;
+        readiness.set();
+        leadership.acquire().await;
+    };
     tokio::select! {
-        () = controllers::run(ctx.clone()) => anyhow::bail!("a controller ended"),
-        result = held.wait_for(|held| !*held) => {
-            result?;
-            anyhow::bail!("the Lease was lost")
+        () = acquired => {}
+        () = &mut stop => return Ok(()),
+    }
+    ctx.metrics.set_leader(true);
+    tracing::info!(identity = leadership.identity(), "leading");
+    {
+        let mut work = Box::pin(controllers::run(ctx.clone()));
+        let mut kept = pin!(leadership.keep());
+        tokio::select! {
+            () = &mut work => anyhow::bail!("a controller ended"),
+            () = &mut kept => anyhow::bail!("the Lease was lost"),
+            () = &mut stop => {}
         }
-        _ = task => anyhow::bail!("the Lease could not be kept"),
-        () = leader::cut_off(ctx.client.clone(), &ctx.config.namespace) => {
-            anyhow::bail!("the API server has not answered for as long as the Lease holds")
+        tracing::info!("stopping");
+        ctx.passes.close();
+        let drained = async {
+            tokio::select! {
+                () = ctx.passes.wait() => {}
+                () = work => {}
+                () = kept => {}
+            }
+        };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("a pass is cut off; the next leader finishes its work");
         }
     }
+    // No other replica may begin before the last write of this one is over.
+    ctx.fence.close();
+    ctx.fence.idle().await;
+    leadership.release().await;
+    Ok(())
 }

@@ -1,23 +1,29 @@
 //! One watch per kind, shared by all controllers.
 
-use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt, stream::BoxStream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource, ResourceExt,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{
         WatchStreamExt,
-        reflector::{self, ObjectRef, Store},
+        reflector::{self, ObjectRef, Store, store::Writer},
         watcher::{self, Event, watcher},
     },
 };
 use peristyle_crds::class::DEFAULT_CLASS_ANNOTATION;
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
-use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
-/// Changes that a slow controller may be behind before it looks at everything again.
-const BUFFER: usize = 1024;
+use crate::apply::ownership;
 
 /// A kind of which there can be a cache.
 pub trait Cached:
@@ -29,54 +35,83 @@ impl<K> Cached for K where
 {
 }
 
+/// An object of the API server, if the types can read it.
+type Read<K> = Result<K, Box<InvalidObject>>;
+
+/// What the types cannot read, by name.
+type Unreadable<K> = HashMap<ObjectRef<K>, InvalidObject>;
+
 /// A cache of one kind and the stream of what changes in it.
 pub struct Watched<K: Cached> {
     store: Store<K>,
-    changes: broadcast::Sender<Arc<K>>,
+    /// A reader only passes on which object is to be looked at; what is behind
+    /// it keeps one entry per object, so no queue here grows.
+    readers: Arc<Mutex<Vec<mpsc::UnboundedSender<Arc<K>>>>>,
+    unreadable: watch::Receiver<Unreadable<K>>,
 }
 
 impl<K: Cached> Watched<K> {
     /// Watches `api` for the life of the process.
     #[must_use]
     pub fn start(api: Api<K>, config: watcher::Config) -> Self {
+        let events =
+            watcher(api, config).default_backoff().modify(|object| forget_managers(object.meta_mut()));
+        Self::follow(events.map(|event| event.map(|event| each(event, Ok))))
+    }
+
+    /// The same for children, of which the cache also keeps what the operator owns in them.
+    #[must_use]
+    pub fn start_children(api: Api<K>, config: watcher::Config) -> Self {
+        let events =
+            watcher(api, config).default_backoff().modify(|object| ownership::keep(object.meta_mut()));
+        Self::follow(events.map(|event| event.map(|event| each(event, Ok))))
+    }
+
+    /// The same for kinds that people write: an object that the types cannot
+    /// read does not keep the others out of the cache. Of such an object the
+    /// cache keeps the last version that could be read.
+    #[must_use]
+    pub fn start_guarded(api: Api<DeserializeGuard<K>>, config: watcher::Config) -> Self {
+        let events =
+            watcher(api, config).default_backoff().modify(|object| forget_managers(object.meta_mut()));
+        Self::follow(events.map(|event| {
+            event.map(|event| each(event, |guard: DeserializeGuard<K>| guard.0.map_err(Box::new)))
+        }))
+    }
+
+    fn follow<S>(events: S) -> Self
+    where
+        S: Stream<Item = watcher::Result<Event<Read<K>>>> + Send + 'static,
+    {
         let (store, writer) = reflector::store();
-        let (changes, _) = broadcast::channel(BUFFER);
-        let sender = changes.clone();
-        let cache = store.clone();
-        let mut events = watcher(api, config)
-            .default_backoff()
-            .modify(|object| object.managed_fields_mut().clear())
-            .reflect(writer)
-            .boxed();
+        let readers = Arc::new(Mutex::new(Vec::new()));
+        let (bad, unreadable) = watch::channel(Unreadable::new());
+        let mut cache = Cache { store: store.clone(), writer, bad, before: Vec::new() };
+        let told = readers.clone();
         tokio::spawn(async move {
-            let mut before = Vec::new();
+            let mut events = events.boxed();
             while let Some(event) = events.next().await {
                 let touched = match event {
-                    Ok(Event::Apply(object) | Event::Delete(object)) => vec![Arc::new(object)],
-                    // The cache shows the new list only when it is complete, and
-                    // what was deleted meanwhile is told by nothing but its absence.
-                    Ok(Event::Init) => {
-                        before = cache.state();
-                        continue;
-                    }
-                    Ok(Event::InitApply(_)) => continue,
-                    Ok(Event::InitDone) => {
-                        let is_gone = |object: &Arc<K>| cache.get(&ObjectRef::from_obj(&**object)).is_none();
-                        let gone = std::mem::take(&mut before).into_iter().filter(is_gone);
-                        cache.state().into_iter().chain(gone).collect()
-                    }
+                    Ok(event) => cache.take(event),
                     Err(error) => {
                         tracing::warn!(kind = %K::kind(&()), %error, "watch failed, retrying");
                         continue;
                     }
                 };
+                let mut readers = told.lock().unwrap_or_else(PoisonError::into_inner);
                 for object in touched {
-                    // An error means that nobody listens (yet): the cache is enough.
-                    drop(sender.send(object));
+                    readers
+                        .retain(|reader: &mpsc::UnboundedSender<Arc<K>>| reader.send(object.clone()).is_ok());
                 }
             }
         });
-        Self { store, changes }
+        Self { store, readers, unreadable }
+    }
+
+    /// What the types cannot read, and each change of it.
+    #[must_use]
+    pub fn unreadable(&self) -> watch::Receiver<Unreadable<K>> {
+        self.unreadable.clone()
     }
 
     /// The cache.
@@ -99,20 +134,12 @@ impl<K: Cached> Watched<K> {
     }
 
     /// Everything in the cache, then each object that is added, changed or
-    /// deleted. A reader that fell behind gets everything once more.
+    /// deleted. No reader misses one, however slow it is.
     #[must_use]
     pub fn changes(&self) -> BoxStream<'static, Arc<K>> {
-        let store = self.store.clone();
-        let live = BroadcastStream::new(self.changes.subscribe());
-        let first = futures::stream::iter(store.state());
-        let rest = live.flat_map(move |event| {
-            let objects = match event {
-                Ok(object) => vec![object],
-                Err(BroadcastStreamRecvError::Lagged(_)) => store.state(),
-            };
-            futures::stream::iter(objects)
-        });
-        first.chain(rest).boxed()
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        futures::stream::iter(self.store.state()).chain(UnboundedReceiverStream::new(receiver)).boxed()
     }
 
     /// The object of that name, if it is in the cache.
@@ -187,6 +214,93 @@ impl<K: Cached> Watched<K> {
     }
 }
 
+/// The writing end of a cache.
+struct Cache<K: Cached> {
+    store: Store<K>,
+    writer: Writer<K>,
+    bad: watch::Sender<Unreadable<K>>,
+    /// What was there before a list that is not complete yet.
+    before: Vec<Arc<K>>,
+}
+
+impl<K: Cached> Cache<K> {
+    /// Stores what an event brings, and returns the objects that it touches.
+    fn take(&mut self, event: Event<Read<K>>) -> Vec<Arc<K>> {
+        match event {
+            Event::Apply(object) => {
+                let Some(object) = self.readable(object) else { return Vec::new() };
+                let reference = ObjectRef::from_obj(&object);
+                self.writer.apply_watcher_event(&Event::Apply(object));
+                // The same allocation as in the cache.
+                self.store.get(&reference).into_iter().collect()
+            }
+            Event::Delete(object) => {
+                let Some(object) = self.readable(object) else { return Vec::new() };
+                self.forget(&ObjectRef::from_obj(&object));
+                self.writer.apply_watcher_event(&Event::Delete(object.clone()));
+                vec![Arc::new(object)]
+            }
+            // The cache shows the new list only when it is complete, and
+            // what was deleted meanwhile is told by nothing but its absence.
+            Event::Init => {
+                self.before = self.store.state();
+                self.bad.send_if_modified(|bad| !std::mem::take(bad).is_empty());
+                self.writer.apply_watcher_event(&Event::Init);
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                if let Some(object) = self.readable(object) {
+                    self.writer.apply_watcher_event(&Event::InitApply(object));
+                }
+                Vec::new()
+            }
+            Event::InitDone => {
+                self.writer.apply_watcher_event(&Event::InitDone);
+                let is_gone = |object: &Arc<K>| self.store.get(&ObjectRef::from_obj(&**object)).is_none();
+                let gone = std::mem::take(&mut self.before).into_iter().filter(is_gone);
+                self.store.state().into_iter().chain(gone).collect()
+            }
+        }
+    }
+
+    /// The object, or the last version of it that could be read.
+    fn readable(&self, object: Read<K>) -> Option<K> {
+        match object {
+            Ok(object) => {
+                self.forget(&ObjectRef::from_obj(&object));
+                Some(object)
+            }
+            Err(invalid) => {
+                let mut reference = ObjectRef::new(invalid.metadata.name.as_deref().unwrap_or_default());
+                reference.namespace.clone_from(&invalid.metadata.namespace);
+                tracing::warn!(kind = %K::kind(&()), object = %reference, error = invalid.error, "unreadable object");
+                let last = self.store.get(&reference);
+                self.bad.send_modify(|bad| drop(bad.insert(reference, *invalid)));
+                last.map(|last| (*last).clone())
+            }
+        }
+    }
+
+    fn forget(&self, reference: &ObjectRef<K>) {
+        self.bad.send_if_modified(|bad| bad.remove(reference).is_some());
+    }
+}
+
+/// `event` with `change` made to each object.
+fn each<K, L>(event: Event<K>, change: impl Fn(K) -> L) -> Event<L> {
+    match event {
+        Event::Apply(object) => Event::Apply(change(object)),
+        Event::Delete(object) => Event::Delete(change(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(change(object)),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+fn forget_managers(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+}
+
 /// The controller of `child` if it is of kind `R`; else what its label says,
 /// which anybody may edit.
 fn owner_name<R: Cached>(child: &impl Resource, label: &str) -> Option<String> {
@@ -211,4 +325,93 @@ pub fn concerned<T: Send + 'static, R: Cached>(
         futures::stream::iter(found.map(|root| ObjectRef::from_obj(&*root)).collect::<Vec<_>>())
     };
     events.flat_map(references).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn map(name: &str) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some("shop".to_owned()),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    fn unreadable(name: &str) -> Box<InvalidObject> {
+        Box::new(InvalidObject { error: "spec is no object".to_owned(), metadata: map(name).metadata })
+    }
+
+    fn watched() -> (Watched<ConfigMap>, mpsc::UnboundedSender<Event<Read<ConfigMap>>>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Watched::follow(UnboundedReceiverStream::new(receiver).map(Ok)), sender)
+    }
+
+    async fn names(changes: BoxStream<'static, Arc<ConfigMap>>, count: usize) -> BTreeSet<String> {
+        changes.take(count).map(|object| object.name_any()).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_far_behind_is_told_of_every_deletion() {
+        const MANY: usize = 5_000;
+        let (watched, events) = watched();
+        let changes = watched.changes();
+        for event in [Event::Init, Event::InitDone] {
+            events.send(event).unwrap();
+        }
+        for number in 0..MANY {
+            events.send(Event::Apply(Ok(map(&format!("a{number}"))))).unwrap();
+            events.send(Event::Delete(Ok(map(&format!("a{number}"))))).unwrap();
+        }
+        assert_eq!(names(changes, 2 * MANY).await.len(), MANY);
+        assert!(watched.store().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_new_list_lacks_is_told_as_a_change() {
+        let (watched, events) = watched();
+        for event in [Event::Init, Event::InitApply(Ok(map("gone"))), Event::InitDone] {
+            events.send(event).unwrap();
+        }
+        let mut changes = watched.changes();
+        assert_eq!(changes.next().await.unwrap().name_any(), "gone");
+        for event in [Event::Init, Event::InitApply(Ok(map("new"))), Event::InitDone] {
+            events.send(event).unwrap();
+        }
+        assert_eq!(names(changes, 2).await, BTreeSet::from(["gone".to_owned(), "new".to_owned()]));
+        assert!(watched.get("shop", "gone").is_none() && watched.get("shop", "new").is_some());
+    }
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_read_keeps_none_of_the_others_out() {
+        let (watched, events) = watched();
+        let changes = watched.changes();
+        for event in [
+            Event::Init,
+            Event::InitApply(Err(unreadable("bad"))),
+            Event::InitApply(Ok(map("good"))),
+            Event::InitDone,
+            Event::Apply(Ok(map("later"))),
+            Event::Apply(Err(unreadable("later"))),
+        ] {
+            events.send(event).unwrap();
+        }
+        let seen = names(changes, 3).await;
+        assert_eq!(seen, BTreeSet::from(["good".to_owned(), "later".to_owned()]));
+        let mut unreadable = watched.unreadable();
+        let is_unreadable = |name| unreadable.borrow().contains_key(&ObjectRef::new(name).within("shop"));
+        assert!(is_unreadable("bad") && is_unreadable("later"));
+        assert!(watched.get("shop", "later").is_some(), "the version that could be read is kept");
+        assert!(watched.get("shop", "bad").is_none());
+
+        events.send(Event::Apply(Ok(map("bad")))).unwrap();
+        unreadable.wait_for(|unreadable| unreadable.len() == 1).await.unwrap();
+        assert!(watched.get("shop", "bad").is_some());
+    }
 }

@@ -80,7 +80,7 @@ struct Delivery {
 /// When the file cannot be written, the address cannot be bound, or there is no
 /// cluster to ask.
 pub async fn run(agent: Agent) -> anyhow::Result<()> {
-    telemetry::start(&agent.log)?;
+    let _telemetry = telemetry::start(&agent.log)?;
     let initial = agent.initial.clone().unwrap_or_else(|| agent.component.initial());
     if !agent.file.exists() {
         file::write(&agent.file, &initial)?;

@@ -85,8 +85,10 @@ impl Classified for Error {
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
-    let clients =
-        Clients { keto: Keto::new(ctx.http.clone()), oathkeeper: Oathkeeper::new(ctx.http.clone()) };
+    let clients = Clients {
+        keto: Keto::new(ctx.http.clone()).behind(ctx.fence.clone()),
+        oathkeeper: Oathkeeper::new(ctx.http.clone()),
+    };
     let memory = Arc::new(Memory::default());
     let stores = &ctx.stores;
     let classes = &stores.auth_classes;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Client, Method, Response, StatusCode, redirect::Policy};
 
-use crate::retry::CALL_DEADLINE;
+use crate::{fence::NotLeading, retry::CALL_DEADLINE};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum Error {
         #[source]
         source: url::ParseError,
     },
+    /// The write was not sent.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
 }
 
 /// A client with deadlines that follows no redirect and uses no proxy.

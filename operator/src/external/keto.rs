@@ -8,13 +8,18 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::http::{Error, failed, unexpected};
+use crate::fence::Fence;
 
 /// Tuples per page.
 const PAGE: &str = "1000";
 
 /// Client of Keto's read, write and syntax APIs.
 #[derive(Clone, Debug)]
-pub struct Keto(Client);
+pub struct Keto {
+    client: Client,
+    /// Tuples are written only while it is open; none in tools and tests.
+    fence: Option<Fence>,
+}
 
 /// An error in a model.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -100,7 +105,13 @@ impl Keto {
     /// A client that uses `client`.
     #[must_use]
     pub const fn new(client: Client) -> Self {
-        Self(client)
+        Self { client, fence: None }
+    }
+
+    /// The same, writing only while `fence` is open.
+    #[must_use]
+    pub fn behind(self, fence: Fence) -> Self {
+        Self { fence: Some(fence), ..self }
     }
 
     /// What is wrong with `model`; empty when nothing is.
@@ -109,7 +120,8 @@ impl Keto {
     /// When the syntax API at `base` does not answer as it should.
     pub async fn check_syntax(&self, base: &str, model: &str) -> Result<Vec<SyntaxError>, Error> {
         let url = address(base, "/opl/syntax/check", &[])?;
-        let request = self.0.post(url.clone()).header("content-type", "text/plain").body(model.to_owned());
+        let request =
+            self.client.post(url.clone()).header("content-type", "text/plain").body(model.to_owned());
         let answer = send(Method::POST, &url, request, StatusCode::OK).await?;
         let syntax: Syntax = answer.json().await.map_err(|e| failed(&Method::POST, url.as_str(), e))?;
         Ok(syntax.errors)
@@ -121,7 +133,7 @@ impl Keto {
     /// When the read API at `base` does not answer as it should.
     pub async fn namespaces(&self, base: &str) -> Result<BTreeSet<String>, Error> {
         let url = address(base, "/namespaces", &[])?;
-        let answer = send(Method::GET, &url, self.0.get(url.clone()), StatusCode::OK).await?;
+        let answer = send(Method::GET, &url, self.client.get(url.clone()), StatusCode::OK).await?;
         let loaded: Namespaces = answer.json().await.map_err(|e| failed(&Method::GET, url.as_str(), e))?;
         Ok(loaded.namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
@@ -139,7 +151,7 @@ impl Keto {
                 query.push(("page_token", &token));
             }
             let url = address(base, "/relation-tuples", &query)?;
-            let answer = send(Method::GET, &url, self.0.get(url.clone()), StatusCode::OK).await?;
+            let answer = send(Method::GET, &url, self.client.get(url.clone()), StatusCode::OK).await?;
             let page: Page = answer.json().await.map_err(|e| failed(&Method::GET, url.as_str(), e))?;
             tuples.extend(page.relation_tuples.into_iter().map(Tuple::from));
             token = page.next_page_token;
@@ -165,7 +177,8 @@ impl Keto {
         let delta = |action| move |tuple| Delta { action, relation_tuple: Wire::from(tuple) };
         let deltas: Vec<Delta> =
             insert.iter().map(delta("insert")).chain(delete.iter().map(delta("delete"))).collect();
-        let request = self.0.patch(url.clone()).json(&deltas);
+        let request = self.client.patch(url.clone()).json(&deltas);
+        let _passage = self.fence.as_ref().map(Fence::pass).transpose()?;
         send(Method::PATCH, &url, request, StatusCode::NO_CONTENT).await?;
         Ok(())
     }
@@ -180,6 +193,7 @@ fn address(base: &str, path: &str, query: &[(&str, &str)]) -> Result<Url, Error>
     Ok(url)
 }
 
+#[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = format!("{method} {}", url.path()), peer.service = "keto"))]
 async fn send(
     method: Method,
     url: &Url,

@@ -35,6 +35,7 @@ impl Oathkeeper {
     ///
     /// # Errors
     /// When the pod does not answer as it should.
+    #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = "GET /rules", peer.service = "oathkeeper"))]
     pub async fn rules(&self, base: &str) -> Result<BTreeSet<String>, Error> {
         let mut ids = BTreeSet::new();
         for page in 0.. {
@@ -60,6 +61,7 @@ impl Oathkeeper {
     ///
     /// # Errors
     /// When the pod does not answer, or answers anything but the refusal.
+    #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = "GET /decisions", peer.service = "oathkeeper"))]
     pub async fn decides(&self, base: &str) -> Result<(), Error> {
         let url = format!("{base}/decisions");
         for method in METHODS {

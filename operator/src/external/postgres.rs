@@ -24,7 +24,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls, Row, config::SslMode, types::T
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{retry::CALL_DEADLINE, sql::Statement};
+use crate::{fence::Fence, retry::CALL_DEADLINE, sql::Statement};
 
 /// Deadline of a statement that copies or removes files or ends sessions; the
 /// server itself gives up after `statement_timeout`.
@@ -95,6 +95,8 @@ pub struct Connection {
     client: Client,
     ineffective: Arc<Mutex<Option<String>>>,
     driver: AbortOnDropHandle<()>,
+    /// Statements run only while it is open; none in tools and tests.
+    fence: Option<Fence>,
 }
 
 impl Connection {
@@ -162,16 +164,22 @@ impl Connection {
                 }
             }
         });
-        Self { client, ineffective, driver: AbortOnDropHandle::new(driver) }
+        Self { client, ineffective, driver: AbortOnDropHandle::new(driver), fence: None }
     }
 
     /// Runs one message. After an error the connection must not be used again.
     ///
     /// # Errors
-    /// [`Error::Statement`] with the SQLSTATE, [`Error::NoEffect`] when the
-    /// server only warned that a grant did nothing.
+    /// [`Error::Statement`] with the SQLSTATE, and without one when this
+    /// replica does not lead; [`Error::NoEffect`] when the server only warned
+    /// that a grant did nothing.
+    #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = statement.step(), peer.service = "postgresql"))]
     pub async fn execute(&self, statement: &Statement) -> Result<(), Error> {
         tracing::debug!(step = statement.step(), %statement, "executing");
+        let _passage = match self.fence.as_ref().map(Fence::pass).transpose() {
+            Ok(passage) => passage,
+            Err(not_leading) => return Err(Error::not_sent(statement.step(), not_leading)),
+        };
         let running = self.client.batch_execute(statement.expose());
         let deadline = if statement.is_slow() { SLOW_DEADLINE } else { CALL_DEADLINE };
         match tokio::time::timeout(deadline, running).await {
@@ -189,6 +197,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Statement`] with the SQLSTATE.
+    #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = "read the catalog", peer.service = "postgresql"))]
     async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         const STEP: &str = "read the catalog";
         match tokio::time::timeout(CALL_DEADLINE, self.client.query(sql, parameters)).await {

@@ -6,6 +6,7 @@ use peristyle_crds::condition::{Reason, types};
 
 use super::{Endpoint, Login};
 use crate::{
+    fence::NotLeading,
     retry::{Class, Classified},
     sql::plan::Conflict,
 };
@@ -135,6 +136,10 @@ impl Error {
 
     pub(super) fn statement_timeout(step: &'static str) -> Self {
         Self::Statement { step, code: None, message: "the server took too long".to_owned() }
+    }
+
+    pub(super) fn not_sent(step: &'static str, cause: NotLeading) -> Self {
+        Self::Statement { step, code: None, message: cause.to_string() }
     }
 
     /// SQLSTATE of a failed statement.

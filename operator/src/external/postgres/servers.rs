@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Connection, Endpoint, Error, Login, Target, Tls};
-use crate::backoff::jitter;
+use crate::{backoff::jitter, fence::Fence};
 
 /// Connections at a time to one server; a session holds one at a time.
 const CONNECTIONS: usize = 2;
@@ -18,11 +18,15 @@ const MAX_DELAY: Duration = Duration::from_secs(300);
 
 /// The servers of all classes.
 #[derive(Default)]
-pub struct Servers(Mutex<HashMap<String, Arc<Server>>>);
+pub struct Servers {
+    servers: Mutex<HashMap<String, Arc<Server>>>,
+    fence: Option<Fence>,
+}
 
 struct Server {
     permits: Arc<Semaphore>,
     state: Mutex<State>,
+    fence: Option<Fence>,
 }
 
 #[derive(Clone, Default)]
@@ -41,6 +45,12 @@ struct Closed {
 }
 
 impl Servers {
+    /// Servers on which statements run only while `fence` is open.
+    #[must_use]
+    pub fn behind(fence: Fence) -> Self {
+        Self { fence: Some(fence), ..Self::default() }
+    }
+
     /// Waits for one of the connections to the server of `target`.
     ///
     /// # Errors
@@ -64,12 +74,16 @@ impl Servers {
     }
 
     fn server(&self, class: &str) -> Arc<Server> {
-        self.0
+        self.servers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .entry(class.to_owned())
             .or_insert_with(|| {
-                Arc::new(Server { permits: Arc::new(Semaphore::new(CONNECTIONS)), state: Mutex::default() })
+                Arc::new(Server {
+                    permits: Arc::new(Semaphore::new(CONNECTIONS)),
+                    state: Mutex::default(),
+                    fence: self.fence.clone(),
+                })
             })
             .clone()
     }
@@ -165,7 +179,8 @@ impl Session {
     async fn open(&self, endpoint: &Endpoint, login: &Login, database: &str) -> Result<Connection, Error> {
         let major = self.server.lock().major;
         let result = Connection::open(endpoint, &self.target.tls, login, database, major).await;
-        self.server.observe(result)
+        let opened = self.server.observe(result)?;
+        Ok(Connection { fence: self.server.fence.clone(), ..opened })
     }
 }
 
