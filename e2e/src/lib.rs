@@ -13,6 +13,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod demo;
 pub mod example;
+pub mod faults;
 pub mod images;
 pub mod kubectl;
 pub mod node;
