@@ -15,6 +15,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod demo;
 pub mod example;
+pub mod faults;
 pub mod gate;
 pub mod images;
 pub mod kubectl;

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use e2e::cluster::Cluster;
 use e2e::sandbox::{self, Wanted};
 use e2e::state::{STATE_DIR_VARIABLE, State};
-use e2e::{bench, checks, command, demo, images};
+use e2e::{bench, checks, command, demo, faults, images};
 use ipnet::Ipv4Net;
 use tokio::process::Command;
 
@@ -62,6 +62,21 @@ enum Action {
     },
     /// Build and import every image and print its name and reference
     Images,
+    /// Kill, cut off and mislead the operator at every write it makes, and compare what comes out
+    Faults(Faults),
+}
+
+#[derive(Args)]
+struct Faults {
+    /// Only the plan with this id, or all whose id begins so
+    #[arg(long)]
+    plan: Option<String>,
+    /// Print the ids of the plans instead of running them
+    #[arg(long)]
+    list: bool,
+    /// Only so many, spread evenly over all
+    #[arg(long)]
+    sample: Option<usize>,
 }
 
 #[derive(Args)]
@@ -120,6 +135,25 @@ async fn run(cli: Cli) -> Result<()> {
                 println!("{name:<12} {reference}");
             }
             Ok(())
+        }
+        Action::Faults(faults) => faults.run().await,
+    }
+}
+
+impl Faults {
+    async fn run(self) -> Result<()> {
+        let selection = faults::Selection { id: self.plan, sample: self.sample };
+        let work = async {
+            if self.list {
+                faults::list(&selection).await?.iter().for_each(|id| println!("{id}"));
+                return Ok(());
+            }
+            faults::run(&selection).await?.check()
+        };
+        tokio::select! {
+            result = work => result,
+            // What was started ends with the future.
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
         }
     }
 }

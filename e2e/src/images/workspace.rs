@@ -41,8 +41,12 @@ pub async fn recipes(progress: &Progress) -> Result<Vec<Recipe>> {
     Ok(recipes)
 }
 
-/// The development profile, because tests and checks have built most of it already.
-async fn build() -> Result<BTreeMap<String, PathBuf>> {
+/// Builds every binary of the workspace; paths by name. The development
+/// profile, because tests and checks have built most of it already.
+///
+/// # Errors
+/// When the build fails.
+pub async fn build() -> Result<BTreeMap<String, PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let messages = command::output(
         Command::new(cargo)

@@ -1,0 +1,232 @@
+//! A control plane, PostgreSQL, Keto and Oathkeeper with the operator's view
+//! of each behind a proxy.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use peristyle_crds::v1alpha1::{AuthClass, Database, DatabaseClass};
+use serde_json::json;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use super::edge::{Gate, Prober};
+use super::http::{HttpProxy, Upstream};
+use super::journal::Journal;
+use super::operator::Operator;
+use super::postgres::{ADMIN, Postgres};
+use super::snapshot::Camera;
+use super::sql::SqlProxy;
+use super::{names, nodes, programs};
+use crate::command;
+use crate::control_plane::ControlPlane;
+use crate::images::workspace;
+use crate::operated::NAMESPACE;
+use crate::progress::Progress;
+use crate::stack::{self, SYSTEM_NAMESPACE};
+use crate::substrate::{self, Component};
+use crate::wait;
+
+const SYSTEM: &str = include_str!("../../manifests/faults/system.yaml");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All systems; they end when it is dropped.
+pub struct Bench {
+    /// Not through the proxy.
+    pub client: Client,
+    pub operator: Arc<Operator>,
+    pub journal: Arc<Journal>,
+    pub gate: Arc<Gate>,
+    pub api: HttpProxy,
+    pub keto_read: HttpProxy,
+    pub keto_write: HttpProxy,
+    pub keto_opl: HttpProxy,
+    pub oathkeeper: HttpProxy,
+    pub sql: SqlProxy,
+    pub postgres: Postgres,
+    pub camera: Camera,
+    tasks: Vec<JoinHandle<()>>,
+    plane: ControlPlane,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.operator.kill();
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Bench {
+    /// Starts everything and waits until the operator says that its classes are ready.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub async fn start(progress: &Progress) -> Result<Self> {
+        let building =
+            substrate::build(&[Component::Kubernetes, Component::Keto, Component::Oathkeeper], progress);
+        let substrate = building.await?;
+        let binaries = progress.step("build the operator", workspace::build()).await?;
+        let peristyle = binaries.get("peristyle").context("the workspace has no binary peristyle")?;
+        let (plane, postgres) = tokio::try_join!(
+            progress.step("control plane", ControlPlane::start()),
+            progress.step("PostgreSQL", Postgres::start()),
+        )?;
+        define(&plane).await?;
+        let behind = programs::start(&plane, &substrate, peristyle, &postgres);
+        let behind = progress.step("Keto and Oathkeeper", behind).await?;
+
+        let kubeconfig = plane.state().path("operator.kubeconfig");
+        let log = plane.state().log("operator");
+        let operator = Arc::new(Operator::new(peristyle.clone(), kubeconfig.clone(), log));
+        let journal = Arc::new(Journal::new(operator.clone()));
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let plain = |address: &str| Upstream::Plain { address: address.to_owned(), client: http.clone() };
+        let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let gate = async |ip, upstream, names| HttpProxy::start(ip, upstream, journal.clone(), names).await;
+        let keto = (names::keto_write as super::http::Describe, names::no_effect as super::http::Effect);
+        let api = Upstream::Kubernetes(client(&plane.kubeconfig()).await?);
+        let api = gate(here, api, (names::api_write, names::api_effect)).await?;
+        let keto_read = gate(here, plain(&behind.keto_read), keto).await?;
+        let keto_write = gate(here, plain(&behind.keto_write), keto).await?;
+        let keto_opl = gate(here, plain(&behind.keto_opl), keto).await?;
+        // The API server refuses a loopback address of a pod.
+        let oathkeeper = gate(own_address()?, plain(&behind.oathkeeper), keto).await?;
+        let sql = SqlProxy::start(postgres.address(), journal.clone()).await?;
+        fs::write(&kubeconfig, plain_kubeconfig(&api.address().to_string()))?;
+
+        let client = plane.client().await?;
+        let gate = Arc::new(Gate::default());
+        let prober = Prober {
+            client: client.clone(),
+            http: http.clone(),
+            oathkeeper: behind.oathkeeper.clone(),
+            journal: journal.clone(),
+            gate: gate.clone(),
+        };
+        let tasks = vec![tokio::spawn(nodes::play(client.clone())), tokio::spawn(prober.run())];
+        let camera = Camera::new(client.clone(), behind.keto_read).await?;
+        let bench = Self {
+            client,
+            operator,
+            journal,
+            gate,
+            api,
+            keto_read,
+            keto_write,
+            keto_opl,
+            oathkeeper,
+            sql,
+            postgres,
+            camera,
+            tasks,
+            plane,
+        };
+        bench.guard_databases();
+        bench.apply_system().await?;
+        bench.operator.start()?;
+        progress.step("the operator and its classes", bench.classes_are_ready()).await?;
+        Ok(bench)
+    }
+
+    async fn apply_system(&self) -> Result<()> {
+        let values = [
+            ("$KETO_READ", self.keto_read.address().to_string()),
+            ("$KETO_WRITE", self.keto_write.address().to_string()),
+            ("$KETO_OPL", self.keto_opl.address().to_string()),
+            ("$POSTGRES", self.sql.address().to_string()),
+            ("$ADMIN", ADMIN.to_owned()),
+            ("$PASSWORD", self.postgres.admin_password().to_owned()),
+            ("$OATHKEEPER_PORT", self.oathkeeper.address().port().to_string()),
+            ("$OATHKEEPER_ADDRESS", self.oathkeeper.address().ip().to_string()),
+        ];
+        let text = values.iter().fold(SYSTEM.to_owned(), |text, (from, to)| text.replace(from, to));
+        kubectl(&self.plane, &["apply", "--server-side", "-f", "-"], Some(&text)).await?;
+        Ok(())
+    }
+
+    async fn classes_are_ready(&self) -> Result<()> {
+        let auth: Api<AuthClass> = Api::all(self.client.clone());
+        let database: Api<DatabaseClass> = Api::all(self.client.clone());
+        let is_ready = |status: &serde_json::Value| {
+            status["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True")
+        };
+        let log = || self.operator.log();
+        let auth = wait::object(&auth, "default", "the AuthClass is ready", PATIENCE, |class| {
+            is_ready(&json!(class.status))
+        });
+        auth.await.with_context(log)?;
+        let database = wait::object(&database, "postgres", "the DatabaseClass is ready", PATIENCE, |class| {
+            is_ready(&json!(class.status))
+        });
+        database.await.with_context(log)?;
+        Ok(())
+    }
+
+    /// No database may be dropped unless its object is being deleted.
+    fn guard_databases(&self) {
+        let (client, journal) = (self.client.clone(), self.journal.clone());
+        self.sql.watch(move |sql| {
+            if !sql.to_ascii_uppercase().contains("DROP DATABASE") {
+                return;
+            }
+            let (client, journal, sql) = (client.clone(), journal.clone(), sql.to_owned());
+            tokio::spawn(async move {
+                let databases: Api<Database> = Api::namespaced(client, NAMESPACE);
+                let found = databases.list(&kube::api::ListParams::default()).await;
+                let is_deleted = |database: &Database| database.metadata.deletion_timestamp.is_some();
+                // An object that is gone by now was deleted before.
+                if found.is_ok_and(|found| found.iter().any(|database| !is_deleted(database))) {
+                    journal.violation(format!("{sql} although no Database is being deleted"));
+                }
+            });
+        });
+    }
+}
+
+/// A client without tries of its own: what the operator asks is asked once.
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let read = Kubeconfig::read_from(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+fn plain_kubeconfig(address: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
+        "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "proxy", "user": {}}],
+        "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}]
+    })
+    .to_string()
+}
+
+/// The address from which this machine would leave; nothing is sent.
+fn own_address() -> Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).context("this machine has only a loopback address")?;
+    Ok(socket.local_addr()?.ip())
+}
+
+async fn kubectl(plane: &ControlPlane, arguments: &[&str], input: Option<&str>) -> Result<String> {
+    let mut kubectl = Command::new(plane.state().program("kubectl"));
+    kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments);
+    command::output_with_input(&mut kubectl, input).await
+}
+
+async fn define(plane: &ControlPlane) -> Result<()> {
+    stack::install_definitions(async |arguments: &[&str]| kubectl(plane, arguments, None).await).await?;
+    for name in [SYSTEM_NAMESPACE, NAMESPACE] {
+        kubectl(plane, &["create", "namespace", name], None).await?;
+    }
+    Ok(())
+}

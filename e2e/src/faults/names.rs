@@ -1,0 +1,172 @@
+//! Names of writes that are the same in every run.
+
+use std::sync::LazyLock;
+
+use http::{Method, StatusCode};
+use regex::Regex;
+use serde_json::Value;
+
+use super::http::Seen;
+
+/// What a request to the API server writes; none for Leases, which are kept all the time.
+#[must_use]
+pub fn api_write(seen: &Seen) -> Option<String> {
+    let target = Target::of(seen)?;
+    (!seen.is_lease()).then(|| format!("{} {target}", seen.method))
+}
+
+/// Whether a write to the API server created or deleted something. Events are
+/// told to people and counted by nobody.
+#[must_use]
+pub fn api_effect(seen: &Seen, status: StatusCode) -> Option<String> {
+    let target = Target::of(seen)?;
+    if seen.is_lease() || target.kind.starts_with("events") {
+        return None;
+    }
+    match (&seen.method, status) {
+        (&Method::DELETE, _) => Some(format!("delete {target}")),
+        (_, StatusCode::CREATED) => Some(format!("create {target}")),
+        _ => None,
+    }
+}
+
+/// What a request to Keto writes.
+#[must_use]
+pub fn keto_write(seen: &Seen) -> Option<String> {
+    let deltas: Vec<Value> = serde_json::from_slice(&seen.body).unwrap_or_default();
+    let mut deltas: Vec<String> = deltas
+        .iter()
+        .map(|delta| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let tuple = &delta["relation_tuple"];
+            format!(
+                "{} {}:{}#{}@{}",
+                text(&delta["action"]),
+                text(&tuple["namespace"]),
+                text(&tuple["object"]),
+                text(&tuple["relation"]),
+                text(&tuple["subject_id"])
+            )
+        })
+        .collect();
+    deltas.sort();
+    Some(format!("Keto {} {}", seen.method, deltas.join(", ")))
+}
+
+/// Keto's tuples are compared as they are stored in the end.
+#[must_use]
+pub fn no_effect(_: &Seen, _: StatusCode) -> Option<String> {
+    None
+}
+
+/// The object of a request to the API server.
+struct Target {
+    /// Resource, group and subresource.
+    kind: String,
+    /// Namespace and name.
+    name: String,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, name } = self;
+        if name.is_empty() { write!(f, "{kind}") } else { write!(f, "{kind} {name}") }
+    }
+}
+
+impl Target {
+    fn of(seen: &Seen) -> Option<Self> {
+        let path = seen.path.split('?').next().unwrap_or_default();
+        let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let group = match *parts.first()? {
+            "api" => {
+                parts.drain(..2.min(parts.len()));
+                String::new()
+            }
+            "apis" => {
+                let group = format!(".{}", parts.get(1)?);
+                parts.drain(..3.min(parts.len()));
+                group
+            }
+            _ => return None,
+        };
+        let namespace = if parts.first() == Some(&"namespaces") && parts.len() > 2 {
+            let namespace = parts[1].to_owned();
+            parts.drain(..2);
+            namespace
+        } else {
+            String::new()
+        };
+        let resource = *parts.first()?;
+        let sub = parts.get(2).map(|sub| format!("/{sub}")).unwrap_or_default();
+        // The names of Events are random.
+        let name = if resource == "events" {
+            String::new()
+        } else {
+            let name = parts.get(1).map_or_else(|| posted_name(seen), |name| (*name).to_owned());
+            if namespace.is_empty() { name } else { format!("{namespace}/{name}") }
+        };
+        Some(Self { kind: format!("{resource}{group}{sub}"), name: stable(&name) })
+    }
+}
+
+fn posted_name(seen: &Seen) -> String {
+    let body: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+    body["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+static UUID: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new("[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}").ok());
+static TIME: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:\d\d)?)?").ok());
+static VERIFIER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("SCRAM-SHA-256[^']*").ok());
+
+/// `text` without what every run gives anew: UIDs, times, passwords' verifiers.
+#[must_use]
+pub fn stable(text: &str) -> String {
+    let mut text = text.to_owned();
+    for (pattern, name) in [(&UUID, "<uid>"), (&TIME, "<time>"), (&VERIFIER, "<verifier>")] {
+        if let Some(pattern) = pattern.as_ref() {
+            text = pattern.replace_all(&text, name).into_owned();
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(method: Method, path: &str) -> Seen {
+        Seen { method, path: path.to_owned(), body: bytes::Bytes::new() }
+    }
+
+    #[test]
+    fn a_write_is_named_by_its_object_and_not_by_what_is_random() {
+        let name = |path: &str| api_write(&seen(Method::PATCH, path));
+        let found = name("/apis/apps/v1/namespaces/shop/deployments/greeter?fieldManager=peristyle");
+        assert_eq!(found.as_deref(), Some("PATCH deployments.apps shop/greeter"));
+        let found = name("/apis/peristyle.dev/v1alpha1/authclasses/default/status");
+        assert_eq!(found.as_deref(), Some("PATCH authclasses.peristyle.dev/status default"));
+        let found = name("/apis/events.k8s.io/v1/namespaces/shop/events/greeter.18a7");
+        assert_eq!(found.as_deref(), Some("PATCH events.events.k8s.io"));
+        assert_eq!(name("/api/v1/namespaces/shop/secrets/a-db").as_deref(), Some("PATCH secrets shop/a-db"));
+        assert_eq!(name("/apis/coordination.k8s.io/v1/namespaces/x/leases/y"), None);
+    }
+
+    #[test]
+    fn only_what_was_created_or_deleted_counts() {
+        let path = "/api/v1/namespaces/shop/secrets/a-db";
+        let effect = |method, status| api_effect(&seen(method, path), status);
+        assert_eq!(effect(Method::PATCH, StatusCode::OK), None);
+        assert_eq!(effect(Method::PATCH, StatusCode::CREATED).as_deref(), Some("create secrets shop/a-db"));
+        assert_eq!(effect(Method::DELETE, StatusCode::OK).as_deref(), Some("delete secrets shop/a-db"));
+    }
+
+    #[test]
+    fn what_every_run_gives_anew_is_left_out() {
+        let text =
+            "a 0190c2a4-1b2c-4d3e-8f90-a1b2c3d4e5f6 at 2026-01-02T03:04:05.6Z 'SCRAM-SHA-256$4096:x$y'";
+        assert_eq!(stable(text), "a <uid> at <time> '<verifier>'");
+    }
+}

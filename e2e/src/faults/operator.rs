@@ -1,0 +1,77 @@
+//! The operator as a process that can be killed at any moment.
+
+use std::fs::{File, OpenOptions};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+
+use crate::command;
+
+/// The operator's binary with its usual options and always the same identity,
+/// so that the Lease of a killed one is its successor's at once.
+pub struct Operator {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    log: PathBuf,
+    child: Mutex<Option<Child>>,
+}
+
+impl Operator {
+    #[must_use]
+    pub fn new(program: PathBuf, kubeconfig: PathBuf, log: PathBuf) -> Self {
+        Self { program, kubeconfig, log, child: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts it, after the one before was killed.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(&self) -> Result<()> {
+        self.kill();
+        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let child = Command::new(&self.program)
+            .args(["run", "--identity", "operator", "--admin-address", "127.0.0.1:0"])
+            .args(["--default-replicas", "1"])
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(File::try_clone(&log)?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        *self.lock() = Some(child);
+        Ok(())
+    }
+
+    /// Kills it at once, without a chance to end in order.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.lock().take() {
+            // The only likely error is that it ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Whether it runs; one that ended by itself does not.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        command::tail(&self.log)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

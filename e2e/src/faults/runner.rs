@@ -1,0 +1,279 @@
+//! Records undisturbed steps, repeats them with a fault each, and compares.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::Api;
+use peristyle_crds::v1alpha1::{AuthPolicy, Database, Service};
+use serde_json::{Value, json};
+
+use super::bench::Bench;
+use super::journal::{Entries, Fault};
+use super::plans::Plan;
+use super::snapshot::{Snapshot, differences};
+use super::workload::{LOOPS, Step};
+use crate::operated::NAMESPACE;
+use crate::progress::Progress;
+use crate::wait;
+
+/// How long after the restart everything may take to be as it should.
+pub const BAR: Duration = Duration::from_secs(10);
+/// When a plan is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing may be written at the end.
+const QUIET: Duration = Duration::from_millis(700);
+/// The same for a recording, which must not miss a late write.
+const QUIET_RECORDING: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(50);
+/// How the names of all children begin.
+const GREETER: &str = "shop/greeter";
+
+/// What a step does when nothing disturbs it.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    pub entries: Entries,
+    pub snapshot: Snapshot,
+}
+
+/// How a step under a plan ended.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// As undisturbed, this long after the restart.
+    Passed(Duration),
+    /// As undisturbed, but the write did not happen, so neither did the fault.
+    NotReached,
+    /// What is wrong, one line each.
+    Failed(Vec<String>),
+}
+
+/// A bench with a recording of every step.
+pub struct Runner {
+    pub bench: Bench,
+    pub recordings: BTreeMap<Step, Recording>,
+}
+
+impl Runner {
+    /// Starts a bench and records every step.
+    ///
+    /// # Errors
+    /// When an undisturbed step does not come to its end or is not the same the second time.
+    pub async fn start(progress: &Progress) -> Result<Self> {
+        let bench = Box::pin(Bench::start(progress)).await?;
+        let mut runner = Self { bench, recordings: BTreeMap::new() };
+        progress.step("the first create", runner.record(Step::Create)).await?;
+        for step in LOOPS.into_iter().flatten() {
+            let recording = progress.step(&format!("record {}", step.word()), runner.record(*step)).await?;
+            runner.recordings.insert(*step, recording);
+        }
+        for step in LOOPS.into_iter().flatten() {
+            runner.walk(&[*step]).await?;
+        }
+        Ok(runner)
+    }
+
+    async fn record(&self, step: Step) -> Result<Recording> {
+        let Bench { journal, camera, postgres, client, operator, gate, .. } = &self.bench;
+        journal.begin(None);
+        gate.may_be_open(step.may_be_open());
+        step.act(client).await?;
+        let mut snapshot = wait::until(&format!("{} is done", step.word()), PATIENCE, async || {
+            ensure!(
+                operator.is_running(),
+                wait::Never(anyhow::anyhow!("the operator ended:\n{}", operator.log()))
+            );
+            self.has_arrived(step).await?;
+            ensure!(journal.is_quiet_for(QUIET_RECORDING), "the operator still writes");
+            let snapshot = camera.take(postgres).await?;
+            // The garbage collector takes its time.
+            let left = snapshot.keys().find(|key| step == Step::Delete && key.contains(GREETER));
+            ensure!(left.is_none(), "{left:?} is still there");
+            Ok(snapshot)
+        })
+        .await
+        .with_context(|| operator.log())?;
+        gate.may_be_open(step == Step::Open);
+        camera.look_inside(postgres, &mut snapshot).await?;
+        let entries = journal.entries();
+        let what = entries.violations.join("; ");
+        ensure!(what.is_empty(), "{} breaks an invariant without any fault: {what}", step.word());
+        Ok(Recording { entries, snapshot })
+    }
+
+    /// Whether the three objects are ready, or gone.
+    async fn has_arrived(&self, step: Step) -> Result<()> {
+        let client = &self.bench.client;
+        let name = "greeter";
+        let objects = [
+            json!(Api::<Service>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+            json!(Api::<Database>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+            json!(Api::<AuthPolicy>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+        ];
+        for object in objects {
+            if step == Step::Delete {
+                ensure!(object.is_null(), "{} is still there", object["kind"]);
+                continue;
+            }
+            if step == Step::Open && object["kind"] == "AuthPolicy" {
+                // A policy that protects nothing says so and stays.
+                continue;
+            }
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let is_ready = |c: &Value| {
+                c["type"] == "Ready"
+                    && c["status"] == "True"
+                    && c["observedGeneration"] == object["metadata"]["generation"]
+            };
+            ensure!(
+                conditions.iter().any(is_ready),
+                "{} is not ready: {}",
+                object["kind"],
+                json!(conditions)
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs a step with or without a fault and compares with its recording.
+    ///
+    /// # Errors
+    /// When the harness itself fails.
+    pub async fn run(&self, step: Step, fault: Option<Fault>) -> Result<Verdict> {
+        let Bench { journal, client, operator, gate, .. } = &self.bench;
+        let recording = self.recordings.get(&step).context("the step was not recorded")?;
+        let is_disturbed = fault.is_some();
+        journal.begin(fault);
+        gate.may_be_open(step.may_be_open());
+        let mut since = Instant::now();
+        let mut is_struck = false;
+        step.act(client).await?;
+        let mut left = vec!["nothing was compared".to_owned()];
+        while since.elapsed() < PATIENCE {
+            // In this order: one that does not run may have been struck just now.
+            let is_running = operator.is_running();
+            if !is_struck && journal.has_struck() {
+                is_struck = true;
+                since = Instant::now();
+                if !operator.is_running() {
+                    operator.start()?;
+                }
+            } else if !is_running {
+                left = vec![format!("the operator ended by itself:\n{}", operator.log())];
+                operator.start()?;
+                break;
+            }
+            if journal.is_quiet_for(QUIET) {
+                left = self.compare(&recording.snapshot).await?;
+                // A write meanwhile means that it was not quiet.
+                if left.is_empty() && journal.is_quiet_for(QUIET) && is_struck == journal.has_struck() {
+                    return Ok(self.judge(step, recording, is_disturbed, since));
+                }
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+        gate.may_be_open(step == Step::Open);
+        left.insert(0, format!("no convergence within {} s", PATIENCE.as_secs()));
+        left.extend(journal.entries().violations);
+        Ok(Verdict::Failed(left))
+    }
+
+    fn judge(&self, step: Step, recording: &Recording, is_disturbed: bool, since: Instant) -> Verdict {
+        let Bench { journal, gate, .. } = &self.bench;
+        gate.may_be_open(step == Step::Open);
+        let entries = journal.entries();
+        let took = journal.last_write().map_or(Duration::ZERO, |last| last.saturating_duration_since(since));
+        let mut problems = entries.violations.clone();
+        problems.extend(counts(&recording.entries, &entries));
+        if took > BAR {
+            problems.push(format!("converged only after {:.1} s", took.as_secs_f64()));
+        }
+        if !problems.is_empty() {
+            return Verdict::Failed(problems);
+        }
+        if is_disturbed && !journal.has_struck() {
+            return Verdict::NotReached;
+        }
+        Verdict::Passed(took)
+    }
+
+    async fn compare(&self, expected: &Snapshot) -> Result<Vec<String>> {
+        let Bench { camera, postgres, .. } = &self.bench;
+        let mut found = camera.take(postgres).await?;
+        let inside = |key: &String| key.starts_with("login with") || is_inside(key);
+        let outside: Snapshot =
+            expected.iter().filter(|(key, _)| !inside(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let left = differences(&outside, &found);
+        if !left.is_empty() {
+            return Ok(left);
+        }
+        camera.look_inside(postgres, &mut found).await?;
+        Ok(differences(expected, &found))
+    }
+
+    /// Runs steps without a fault.
+    ///
+    /// # Errors
+    /// When one ends otherwise than recorded.
+    pub async fn walk(&self, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            if let Verdict::Failed(lines) = self.run(*step, None).await? {
+                bail!("{} failed undisturbed: {}", step.word(), lines.join("; "));
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to the created greeter after a failure, and from there along `steps`.
+    ///
+    /// # Errors
+    /// When that does not succeed either; then only a new bench helps.
+    pub async fn recover(&self, steps: &[Step]) -> Result<()> {
+        // What is left of it may be half of it.
+        drop(Step::Create.act(&self.bench.client).await);
+        // How it gets there does not matter, only that it does.
+        self.run(Step::Delete, None).await?;
+        self.walk(&[Step::Create]).await?;
+        self.walk(steps).await
+    }
+}
+
+/// Whether a line tells of the contents of a database.
+fn is_inside(key: &str) -> bool {
+    let rest = key.strip_prefix("PostgreSQL ").unwrap_or_default();
+    rest.split_once(": ").is_some_and(|(database, line)| {
+        !database.contains(' ') && (line.starts_with("schema ") || line.starts_with("default "))
+    })
+}
+
+fn counts(expected: &Entries, found: &Entries) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> = expected.effects.keys().chain(found.effects.keys()).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let of = |entries: &Entries| entries.effects.get(name).copied().unwrap_or_default();
+            let (expected, found) = (of(expected), of(found));
+            (expected != found).then(|| format!("{name}: {expected} times undisturbed, now {found}"))
+        })
+        .collect()
+}
+
+/// A loop of steps, with a plan in those that have one.
+pub type Round = Vec<(Step, Option<Plan>)>;
+
+/// Plans in an order in which each finds the state that its step begins with:
+/// whole loops, with a plan in each step that has one left.
+#[must_use]
+pub fn schedule(plans: Vec<Plan>) -> Vec<Round> {
+    let mut queues: BTreeMap<Step, VecDeque<Plan>> = BTreeMap::new();
+    for plan in plans {
+        queues.entry(plan.step).or_default().push_back(plan);
+    }
+    let mut rounds = Vec::new();
+    for steps in LOOPS {
+        while steps.iter().any(|step| queues.get(step).is_some_and(|queue| !queue.is_empty())) {
+            let next = |step: &Step| (*step, queues.get_mut(step).and_then(VecDeque::pop_front));
+            rounds.push(steps.iter().map(next).collect());
+        }
+    }
+    rounds
+}

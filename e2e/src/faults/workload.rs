@@ -1,0 +1,86 @@
+//! What the user does: each step applies objects or deletes them, and every
+//! loop of steps ends where it began, with the greeter created.
+
+use anyhow::{Context, Result};
+use kube::Client;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::operated::NAMESPACE;
+
+const MANIFESTS: &str = include_str!("../../manifests/faults/greeter.yaml");
+const MOVED: &str = "greeter.moved.test";
+
+/// One thing that the user does.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Step {
+    /// Everything is created.
+    Create,
+    /// The route moves to another host.
+    Move,
+    /// The route moves back.
+    MoveBack,
+    /// The route needs no policy any more.
+    Open,
+    /// The route needs its policy again.
+    Protect,
+    /// Everything is deleted.
+    Delete,
+}
+
+/// Steps that lead from the created greeter back to it.
+pub const LOOPS: [&[Step]; 3] =
+    [&[Step::Move, Step::MoveBack], &[Step::Open, Step::Protect], &[Step::Delete, Step::Create]];
+
+impl Step {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Move => "move",
+            Self::MoveBack => "move-back",
+            Self::Open => "open",
+            Self::Protect => "protect",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// Whether a request without credentials may succeed meanwhile: only while
+    /// the route is Public, or has been until the operator looks.
+    #[must_use]
+    pub fn may_be_open(self) -> bool {
+        matches!(self, Self::Open | Self::Protect)
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn act(self, client: &Client) -> Result<()> {
+        let expose = match self {
+            Self::Move => json!({"name": "public", "hosts": [MOVED]}),
+            Self::Open => json!({"name": "public", "auth": {"mode": "Public"}}),
+            _ => json!({"name": "public"}),
+        };
+        let mut objects = serde_saphyr::from_multiple::<Value>(MANIFESTS)?;
+        if self == Self::Delete {
+            // First what needs the others.
+            objects.reverse();
+        }
+        for mut object in objects {
+            let kind = object["kind"].as_str().context("a manifest without kind")?.to_owned();
+            let name = object["metadata"]["name"].as_str().context("a manifest without name")?.to_owned();
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("peristyle.dev", "v1alpha1", &kind));
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &resource);
+            if self == Self::Delete {
+                api.delete(&name, &DeleteParams::default()).await?;
+                continue;
+            }
+            if kind == "Service" {
+                object["spec"]["expose"] = json!([expose]);
+            }
+            api.patch(&name, &PatchParams::apply("team").force(), &Patch::Apply(&object)).await?;
+        }
+        Ok(())
+    }
+}
