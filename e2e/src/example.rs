@@ -60,6 +60,8 @@ impl Example {
         let images = stack::images(state).await?;
         stack::apply(&cluster, NAMESPACE, &stack::example("01-greeter", &images)?).await?;
         let example = Self { cluster, edge: Edge::on(EDGE_PORT), images };
+        // A test that failed has left it, perhaps in a state that never gets ready.
+        example.stop_echo().await?;
         example.wait_until_ready(NAMESPACE).await?;
         Ok(example)
     }
@@ -152,7 +154,9 @@ impl Example {
     /// # Errors
     /// When the API server refuses.
     pub async fn stop_echo(&self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "-n", NAMESPACE, "psvc/echo", "apol/echo"]).await?;
+        self.cluster
+            .kubectl(&["delete", "-n", NAMESPACE, "--ignore-not-found", "psvc/echo", "apol/echo"])
+            .await?;
         Ok(())
     }
 

@@ -33,6 +33,8 @@ use crate::{command, daemon, wait};
 
 /// Issuer that the AuthClass trusts.
 pub const ISSUER: &str = "http://idp.test";
+/// The core Service by which Keto is known; outside of a cluster it resolves all the same.
+pub const KETO_SERVICE: &str = "localhost";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Port of the error backend's pods, which the operator writes into its slices.
 const EDGE_ERRORS_PORT: u16 = 8080;
@@ -205,14 +207,14 @@ impl Gate {
                 "address": {"scheme": "http", "port": web},
                 "probe": {"address": format!("127.0.0.1:{web}")}}
         }))?;
-        let keto = format!("http://127.0.0.1:{keto}");
+        let keto = format!("http://{KETO_SERVICE}:{keto}");
         let auth: AuthClass = serde_json::from_value(json!({
             "metadata": {"name": "default", "annotations": default},
             "spec": {
                 "oathkeeper": {"namespace": SYSTEM_NAMESPACE, "service": "oathkeeper-api", "rulesConfigMap": "oathkeeper-rules"},
                 "keto": {"readURL": keto, "writeURL": keto, "oplURL": keto,
                     "namespacesConfigMap": {"namespace": SYSTEM_NAMESPACE, "name": "keto-namespaces", "key": "namespaces.keto.ts"}},
-                "issuers": [{"issuer": ISSUER, "jwksURL": format!("{keto}/jwks.json")}]}
+                "issuers": [{"issuer": ISSUER, "jwksURL": format!("{}/jwks.json", keto.replace(KETO_SERVICE, "127.0.0.1"))}]}
         }))?;
         let client = || self.operated.client.clone();
         Api::<EdgeClass>::all(client()).create(&PostParams::default(), &edge).await?;
@@ -220,8 +222,23 @@ impl Gate {
         Ok(())
     }
 
-    /// Pods of a core Service, as the control plane would tell of them.
     async fn slice(&self, namespace: &str, service: &str, port: &str, number: u16) -> Result<()> {
+        self.pods(namespace, service, port, number, true).await
+    }
+
+    /// One pod of a core Service at this machine, as the control plane would
+    /// tell of it.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn pods(
+        &self,
+        namespace: &str,
+        service: &str,
+        port: &str,
+        number: u16,
+        is_ready: bool,
+    ) -> Result<()> {
         let family = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
         let slice: EndpointSlice = serde_json::from_value(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -231,7 +248,7 @@ impl Gate {
                 "app.kubernetes.io/managed-by": "peristyle", "peristyle.dev/service": service}},
             "addressType": family,
             "ports": [{"name": port, "port": number, "protocol": "TCP"}],
-            "endpoints": [{"addresses": [self.address], "conditions": {"ready": true},
+            "endpoints": [{"addresses": [self.address], "conditions": {"ready": is_ready},
                 "targetRef": {"kind": "Pod", "name": format!("{service}-0"), "namespace": namespace}}]
         }))?;
         let slices: Api<EndpointSlice> = Api::namespaced(self.operated.client.clone(), namespace);
