@@ -43,7 +43,11 @@ fn held(validated: &Validated) -> Option<(Reason, String)> {
 }
 
 #[rstest]
-#[case::absent(BOUND, Observed::default(), "Database o does not exist")]
+#[case::absent(
+    BOUND,
+    Observed::default(),
+    "Database o does not exist; create it, or change the entry of spec.databases that names it"
+)]
 #[case::not_ready(BOUND, database(false, &[RoleName::Writer]), "Database o is not ready: server down")]
 #[case::no_writer(BOUND, database(true, &[RoleName::Owner]), "Database o has no credentials for role Writer")]
 #[case::no_owner_for_the_hook(HOOKED, database(true, &[RoleName::Writer]), "Database o has no credentials for role Owner")]
@@ -62,7 +66,10 @@ fn a_database_without_credentials_holds_the_rollout(
 fn two_bindings_of_one_database_report_one_problem() {
     let spec = "databases: [{name: a, database: o, inject: {env: A_URL}}, {name: b, database: o, inject: {env: B_URL}}]";
     let validated = validate(&service(spec), &Observed::default()).unwrap();
-    assert_eq!(validated.databases.message, "Database o does not exist");
+    assert_eq!(
+        validated.databases.message,
+        "Database o does not exist; create it, or change the entry of spec.databases that names it"
+    );
 }
 
 #[test]
@@ -128,7 +135,10 @@ fn only_required_references_count() {
 fn a_missing_secret_holds_the_rollout() {
     let observed = Observed { missing: vec!["Secret s".to_owned()], ..Observed::default() };
     let validated = validate(&service(""), &observed).unwrap();
-    let expected = (Reason::ReferenceMissing, "Secret s does not exist".to_owned());
+    let expected = (
+        Reason::ReferenceMissing,
+        "Secret s does not exist; create it, or change the spec.env or spec.envFrom that names it".to_owned(),
+    );
     assert_eq!(held(&validated), Some(expected));
 }
 

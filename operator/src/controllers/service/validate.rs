@@ -129,7 +129,9 @@ fn missing(reference: &String) -> Finding {
     Finding::waiting(
         types::WORKLOAD_AVAILABLE,
         Reason::ReferenceMissing,
-        format!("{reference} does not exist"),
+        format!(
+            "{reference} does not exist; create it, or change the spec.env or spec.envFrom that names it"
+        ),
     )
 }
 
@@ -193,7 +195,9 @@ fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<Strin
 fn bound(service: &Service, binding: &DatabaseBinding, observed: &Observed) -> Result<BoundSecrets, String> {
     let name = &binding.database;
     let Some(database) = observed.databases.get(name) else {
-        return Err(format!("Database {name} does not exist"));
+        return Err(format!(
+            "Database {name} does not exist; create it, or change the entry of spec.databases that names it"
+        ));
     };
     if !database.is_ready {
         return Err(format!("Database {name} is not ready: {}", database.message));
