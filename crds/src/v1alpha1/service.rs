@@ -82,7 +82,7 @@ pub struct ServiceSpec {
     pub ports: Vec<Port>,
 
     /// Number of pods. Default: set by the platform team for the operator (2). 0 stops the workload.
-    /// `kubectl scale` changes it, once it is set.
+    /// `kubectl scale` changes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
