@@ -103,7 +103,7 @@ pub fn conditions(
             }
         })
         .collect();
-    let momentary = [types::READY, types::RECONCILING, types::STALLED];
+    let momentary = [types::READY, types::RECONCILING, types::STALLED, types::DRIFT_DETECTED];
     for old in previous {
         if !momentary.contains(&old.type_.as_str()) && !result.iter().any(|c| c.type_ == old.type_) {
             result.push(old.clone());
