@@ -26,6 +26,9 @@ pub mod types {
     pub const PROVISIONED: &str = "Provisioned";
     /// Database: each Secret holds credentials that can log in.
     pub const CREDENTIALS_READY: &str = "CredentialsReady";
+    /// Database: somebody changed something on the server, and it was put right; gone after
+    /// a look that finds no difference.
+    pub const DRIFT_DETECTED: &str = "DriftDetected";
     /// Database: deletion waits for a person.
     pub const DELETION_BLOCKED: &str = "DeletionBlocked";
     /// AuthPolicy: the policy compiles.
@@ -162,6 +165,8 @@ reasons! {
     InsufficientPrivileges,
     /// The name exists on the server and is not marked as ours.
     DatabaseConflict,
+    /// What somebody changed on the server was put right.
+    DriftRepaired,
     /// `deletionProtection` is enabled while `reclaimPolicy` would delete.
     DeletionProtected,
 }

@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::example::{Example, NAMESPACE};
+use e2e::example::{Example, NAMESPACE, new_user};
 use e2e::stack::{self, SYSTEM_NAMESPACE};
 use e2e::state::State;
 use e2e::{command, wait};
 use tokio::process::Command;
-
-const ANOTHER: &str = "demo-backwards";
 
 async fn example() -> Example {
     Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
@@ -30,20 +28,23 @@ fn peristyle() -> Result<PathBuf> {
 #[tokio::test]
 async fn all_objects_in_one_apply_converge_backwards_too_and_leave_with_their_namespace() {
     let example = example().await;
+    // What a namespace of an earlier run left behind belongs to that one.
+    let another = new_user("backwards").unwrap();
+    let another = another.as_str();
     // A Keto namespace belongs to the first policy that declares it, and the
     // example in its own namespace was first.
     let manifests = stack::example("01-greeter", &example.images).unwrap();
     let manifests = manifests.replace("Greeting", "Salute").replace("User", "Person");
     let mut documents: Vec<&str> = manifests.split("---\n").collect();
     documents.reverse();
-    stack::apply(&example.cluster, ANOTHER, &documents.join("---\n")).await.unwrap();
-    example.wait_until_ready(ANOTHER).await.unwrap();
+    stack::apply(&example.cluster, another, &documents.join("---\n")).await.unwrap();
+    example.wait_until_ready(another).await.unwrap();
 
-    example.cluster.kubectl(&["delete", "namespace", ANOTHER, "--wait=false"]).await.unwrap();
+    example.cluster.kubectl(&["delete", "namespace", another, "--wait=false"]).await.unwrap();
     wait::until("the namespace is gone", Duration::from_secs(120), async || {
         let left = example
             .cluster
-            .kubectl(&["get", "namespace", ANOTHER, "--ignore-not-found", "-o", "yaml"])
+            .kubectl(&["get", "namespace", another, "--ignore-not-found", "-o", "yaml"])
             .await?;
         if !left.is_empty() {
             bail!("it is still there:\n{left}");
@@ -52,8 +53,9 @@ async fn all_objects_in_one_apply_converge_backwards_too_and_leave_with_their_na
     })
     .await
     .unwrap();
-    let count = "select count(*) from pg_database where datname like '%demo\\_backwards%'";
-    let kept = stack::query(&example.cluster, "postgres", count).await.unwrap();
+    let prefix = another.replace('-', "_");
+    let count = format!("select count(*) from pg_database where starts_with(datname, '{prefix}_')");
+    let kept = stack::query(&example.cluster, "postgres", &count).await.unwrap();
     assert_eq!(kept, "3", "reclaimPolicy Retain lost a database");
 }
 

@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "the operator's own tests use the rest of it")]
 mod server;
 
+#[path = "databases/outside.rs"]
+mod outside;
 #[path = "databases/rotation.rs"]
 mod rotation;
 
@@ -312,6 +314,15 @@ async fn deletion_follows_the_policy_and_waits_for_a_person_where_data_would_be_
     bench.gone("kept").await.unwrap();
     assert!(bench.on_server("shop_kept").await);
     bench.apply("Database", "kept", json!({})).await.unwrap();
+    let (reason, message) = bench.condition("kept", "Ready", "False").await.unwrap();
+    assert_eq!(reason, "DatabaseConflict");
+    assert!(message.contains("set spec.adopt to IfMarked"), "{message}");
+    let uid = bench.operated.api::<Database>().get("kept").await.unwrap().uid().unwrap();
+    // The cluster may not have cleared away that of the object before.
+    let secret = bench.operated.api::<Secret>().get_opt("kept-db").await.unwrap();
+    let is_new = secret.is_some_and(|secret| secret.owner_references().iter().any(|owner| owner.uid == uid));
+    assert!(!is_new, "it got credentials");
+    bench.apply("Database", "kept", json!({"adopt": "IfMarked"})).await.unwrap();
     bench.condition("kept", "Ready", "True").await.unwrap();
     let writer = bench.connect("kept-db").await.unwrap();
     let answer: i32 = writer.query_one("SELECT answer FROM t", &[]).await.unwrap().get(0);

@@ -121,7 +121,8 @@ pub fn conditions(
             }
         })
         .collect();
-    let momentary = [types::READY, types::RECONCILING, types::STALLED, types::ADVISORY];
+    let momentary =
+        [types::READY, types::RECONCILING, types::STALLED, types::ADVISORY, types::DRIFT_DETECTED];
     for old in previous {
         if !momentary.contains(&old.type_.as_str()) && !result.iter().any(|c| c.type_ == old.type_) {
             result.push(old.clone());

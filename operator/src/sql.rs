@@ -67,14 +67,13 @@ pub struct Statement {
     step: &'static str,
     text: String,
     shown: String,
-    is_slow: bool,
 }
 
 impl Statement {
     /// A statement of one command, outside a transaction.
     #[must_use]
     pub fn single(step: &'static str, command: String) -> Self {
-        Self { step, shown: command.clone(), text: command, is_slow: false }
+        Self { step, shown: command.clone(), text: command }
     }
 
     /// Commands that take effect together or not at all.
@@ -92,19 +91,7 @@ impl Statement {
     ) -> Self {
         let shown = Self::transaction(step, &commands("'<verifier>'")).text;
         let text = Self::transaction(step, &commands(&Literal(verifier.expose()).to_string())).text;
-        Self { step, text, shown, is_slow: false }
-    }
-
-    /// The same, allowed to take as long as copying or removing a database's files does.
-    #[must_use]
-    pub fn slow(self) -> Self {
-        Self { is_slow: true, ..self }
-    }
-
-    /// Whether it may take longer than a call usually may.
-    #[must_use]
-    pub const fn is_slow(&self) -> bool {
-        self.is_slow
+        Self { step, text, shown }
     }
 
     /// What the statement is for, in words.

@@ -2,6 +2,10 @@
 //! and once with an administrator that has CREATEROLE and CREATEDB only.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "postgres/attacks.rs"]
+mod attacks;
+#[path = "postgres/matrix.rs"]
+mod matrix;
 #[path = "postgres/server.rs"]
 mod server;
 
@@ -30,6 +34,7 @@ fn desired(database: &str, uid: &str) -> Desired {
         names: Names::new(database).unwrap(),
         marker: Marker::new(uid, "cluster", "demo", database),
         logins: ROLES.map(|role| Login { role, connection_limit: 3 }).into(),
+        adopts: false,
     }
 }
 
@@ -191,7 +196,7 @@ fn script(desired: &Desired, admin: Admin, passwords: &Passwords) -> Vec<(bool, 
     let outside = |statement| (false, statement);
     let mut script: Vec<_> =
         plan::database::plan(desired, &empty).unwrap().into_iter().map(outside).collect();
-    script.extend(plan::schema::plan(desired, &facts, &fresh).unwrap().map(|s| (true, s)));
+    script.extend(plan::schema::plan(desired, &facts, &fresh).map(|s| (true, s)));
     for login in &desired.logins {
         let verifier = passwords[&login.role].verifier();
         script.push(outside(plan::logins::open(desired, *login, Slot::A, &empty, &verifier)));
@@ -269,7 +274,7 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
 }
 
 #[tokio::test]
-async fn the_successor_of_a_retained_database_takes_it_back_with_new_passwords() {
+async fn the_successor_of_a_retained_database_takes_it_back_only_when_asked_and_with_new_passwords() {
     let server = Server::start().await;
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let session = server.session(admin).await;
@@ -280,6 +285,10 @@ async fn the_successor_of_a_retained_database_takes_it_back_with_new_passwords()
 
         let (after, new) = (desired(name, "uid-2"), passwords());
         drop_database(&session, &after, None).await.unwrap();
+        let error = provision(&session, &after, None).await.unwrap_err();
+        assert!(error.to_string().contains("set spec.adopt to IfMarked"), "{error}");
+        connect(&server, &before, &old, RoleName::Writer).await.map(drop).unwrap();
+        let after = Desired { adopts: true, ..after };
         establish(&session, &after, &new, None).await.unwrap();
         let endpoint = server.endpoint("127.0.0.1");
         for role in ROLES {
@@ -321,7 +330,7 @@ async fn a_login_is_retired_when_its_last_session_has_ended() {
 }
 
 #[tokio::test]
-async fn drift_is_repaired() {
+async fn drift_is_named_and_repaired() {
     let server = Server::start().await;
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let session = server.session(admin).await;
@@ -334,11 +343,52 @@ async fn drift_is_repaired() {
             format!("ALTER ROLE {name}_owner_a IN DATABASE {name} RESET role"),
             format!("REVOKE {name}_writer FROM {name}_writer_a"),
             format!("ALTER ROLE {name}_reader_a CONNECTION LIMIT 99"),
-            format!("DROP ROLE IF EXISTS {name}_nobody"),
+            format!("ALTER ROLE {name}_reader CREATEDB"),
+            format!("ALTER ROLE {name}_writer_a VALID UNTIL '2000-01-01'"),
+            format!("CREATE ROLE {name}_human"),
+            format!("GRANT {name}_owner TO {name}_human"),
+            format!("GRANT CONNECT ON DATABASE {name} TO {name}_human"),
         ] {
             superuser.batch_execute(&sql).await.unwrap();
         }
-        establish(&session, &desired, &passwords, None).await.unwrap();
+        superuser.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await.unwrap();
+        let inside = server.superuser(name).await;
+        for sql in [
+            format!("GRANT CREATE ON SCHEMA app TO {name}_writer"),
+            format!(
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {name}_owner IN SCHEMA app GRANT SELECT ON TABLES TO PUBLIC"
+            ),
+            format!(
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {name}_owner IN SCHEMA app REVOKE SELECT ON TABLES FROM {name}_reader"
+            ),
+            "GRANT CREATE ON SCHEMA public TO PUBLIC".to_owned(),
+        ] {
+            inside.batch_execute(&sql).await.unwrap();
+        }
+        drop(inside);
+        superuser.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+        let mut differences = provision(&session, &desired, None).await.unwrap().differences;
+        differences.sort();
+        let expected = [
+            "PUBLIC has CONNECT on the database",
+            "PUBLIC has CREATE on schema public",
+            "PUBLIC has SELECT on TABLES to come",
+            "NAME_human has CONNECT on the database",
+            "NAME_human is a member of NAME_owner",
+            "NAME_owner_a lacks its role or search_path",
+            "NAME_reader has CREATEDB",
+            "NAME_reader lacks SELECT on TABLES to come",
+            "NAME_reader_a has connection limit 99 instead of 3",
+            "NAME_writer has CREATE on schema app",
+            "NAME_writer_a lacks its group or CONNECT",
+            "the database is closed",
+            "the password of NAME_writer_a expires",
+        ];
+        let mut expected = expected.map(|text| text.replace("NAME", name));
+        expected.sort();
+        assert_eq!(differences, expected);
+        let second = provision(&session, &desired, None).await.unwrap();
+        assert_eq!(second.differences, Vec::<String>::new());
         let owner = connect(&server, &desired, &passwords, RoleName::Owner).await.unwrap();
         owner.batch_execute("DROP SCHEMA app CASCADE").await.unwrap();
         establish(&session, &desired, &passwords, None).await.unwrap();

@@ -63,6 +63,11 @@ pub struct DatabaseSpec {
     #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z][a-z0-9_]{0,49}$"))]
     pub name: Option<String>,
 
+    /// Whether a database of this name that a deleted Database of this namespace and name left
+    /// is taken over with its data. Default: Never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<Adopt>,
+
     /// The built-in roles and where their credentials go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Roles>,
@@ -121,6 +126,17 @@ pub struct Role {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub connection_limit: Option<i32>,
+}
+
+/// Whether data that is there already is taken over.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Adopt {
+    /// It is a conflict.
+    #[default]
+    Never,
+    /// It is when the mark on the server says that a Database of this namespace and name made it.
+    /// Passwords that led to it before end.
+    IfMarked,
 }
 
 /// How passwords change: each role has two logins, of which a Secret names one. A rotation
@@ -189,7 +205,8 @@ pub struct DatabaseStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["role".into()]))]
     pub roles: Vec<RoleStatus>,
-    /// Ready, Reconciling, Stalled, ServerReachable, Provisioned, CredentialsReady, DeletionBlocked.
+    /// Ready, Reconciling, Stalled, ServerReachable, Provisioned, CredentialsReady, DriftDetected,
+    /// DeletionBlocked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -14,7 +14,7 @@ pub mod validate;
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use peristyle_crds::{
     condition::{Reason, types},
     names::DATABASE_LABEL,
@@ -144,7 +144,11 @@ async fn reconcile(
     match provision(ctx, database, &validated).await {
         Ok((provisioned, settled)) => {
             inputs.set_versions(&settled.versions);
-            let verified = status::verified(&validated, &provisioned, settled);
+            let drift = status::drift(database, &provisioned);
+            if let Some(drift) = &drift {
+                ctx.events.transition(&database.object_ref(&()), drift).await;
+            }
+            let verified = status::verified(&validated, &provisioned, settled, drift.as_ref());
             memory.keep(ctx, database, inputs, verified.clone());
             Ok(outcome(verified))
         }
@@ -170,6 +174,9 @@ async fn provision(
     database: &Database,
     validated: &Validated,
 ) -> Result<(Provisioned, Settled), Error> {
+    // Before the API server is asked for credentials that would not be used.
+    ctx.servers.check(&validated.access.admin)?;
+    ctx.servers.check(&validated.workloads)?;
     let target = target::fetch(ctx, &validated.access).await?;
     let session = ctx.servers.session(target).await?;
     let expected = validated.bound.as_ref().map(|server| server.system_identifier.as_str());

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::ResourceExt;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
     names::DATABASE_CLASS_LABEL,
@@ -159,10 +159,17 @@ async fn visit(ctx: &Context, memory: &Memory, access: &Access, inputs: Inputs) 
     match last.map(|visit| visit.answer) {
         Some(Some((at, server))) if at.elapsed() < BELIEVED => return Ok(server),
         Some(_) => {}
-        None => ctx.servers.retry_now(&access.class),
+        None => {
+            ctx.servers.retry_now(&access.admin);
+            ctx.servers.retry_now(&access.workloads);
+        }
     }
     let visit = |answer| Visit { inputs: inputs.clone(), answer };
+    let classes = ctx.stores.database_classes.store();
+    memory.lock().retain(|name, _| classes.get(&ObjectRef::new(name)).is_some());
     memory.lock().insert(access.class.clone(), visit(None));
+    // Before the API server is asked for credentials that would not be used.
+    ctx.servers.check(&access.admin)?;
     let target = target::fetch(ctx, access).await?;
     let session = ctx.servers.session(target).await?;
     let connection = session.maintenance().await?;

@@ -4,6 +4,7 @@ mod catalog;
 mod error;
 mod provision;
 mod servers;
+mod sqlstate;
 
 pub use error::{Error, Refusal};
 pub use provision::{Provisioned, check_login, drop_database, open_login, provision, retire_login};
@@ -25,10 +26,6 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{fence::Fence, retry::CALL_DEADLINE, sql::Statement};
-
-/// Deadline of a statement that copies or removes files or ends sessions; the
-/// server itself gives up after `statement_timeout`.
-const SLOW_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Start-up options win over what a database's owner or a role's owner sets
 /// with ALTER … SET: no tenant can make the administrator run its functions.
@@ -78,9 +75,7 @@ pub struct Login {
 /// A server and its administrator.
 #[derive(Clone)]
 pub struct Target {
-    /// Name of the DatabaseClass; connections are counted under it.
-    pub class: String,
-    /// Where the administrator connects.
+    /// Where the administrator connects; connections are counted under it.
     pub endpoint: Endpoint,
     /// Database to connect to first.
     pub maintenance_database: String,
@@ -129,13 +124,15 @@ impl Connection {
             Ok(match tls {
                 Tls::Disabled => {
                     let connecting = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
-                    let (client, connection) = connecting.map_err(|e| Error::connect(endpoint, login, &e))?;
+                    let (client, connection) =
+                        connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
                     Self::drive(client, connection)
                 }
                 Tls::VerifyFull { authorities } => {
                     let tls = MakeRustlsConnect::new(client_config(authorities)?);
                     let connecting = config.ssl_mode(SslMode::Require).connect(tls).await;
-                    let (client, connection) = connecting.map_err(|e| Error::connect(endpoint, login, &e))?;
+                    let (client, connection) =
+                        connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
                     Self::drive(client, connection)
                 }
             })
@@ -181,8 +178,9 @@ impl Connection {
             Err(not_leading) => return Err(Error::not_sent(statement.step(), not_leading)),
         };
         let running = self.client.batch_execute(statement.expose());
-        let deadline = if statement.is_slow() { SLOW_DEADLINE } else { CALL_DEADLINE };
-        match tokio::time::timeout(deadline, running).await {
+        // What takes longer, such as the copy of a template, goes on at the server
+        // and is found done, or begun, by the next pass.
+        match tokio::time::timeout(CALL_DEADLINE, running).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Error::statement(statement.step(), statement.is_secret(), &error)),
             Err(_) => return Err(Error::statement_timeout(statement.step())),

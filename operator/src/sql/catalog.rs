@@ -65,6 +65,7 @@ impl Server {
 }
 
 /// A role.
+#[allow(clippy::struct_excessive_bools, reason = "each is a column of pg_roles")]
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Role {
     /// LOGIN.
@@ -79,6 +80,10 @@ pub struct Role {
     pub settings: BTreeMap<String, Vec<String>>,
     /// Whether the administrator has the role's privileges.
     pub is_held: bool,
+    /// Attributes that none of our roles has, each a word of `ALTER ROLE`.
+    pub powers: Vec<String>,
+    /// Whether its password ends at a time.
+    pub expires: bool,
 }
 
 /// A database.
@@ -101,7 +106,7 @@ pub struct Catalog {
     pub admin: String,
     /// Those of our roles that exist.
     pub roles: BTreeMap<String, Role>,
-    /// Group and member.
+    /// Group and member, of which one is ours; without the administrator.
     pub members: BTreeSet<(String, String)>,
     /// The database, if it exists.
     pub database: Option<Database>,

@@ -11,6 +11,8 @@ pub struct Marker {
     pub uid: String,
     /// Digest of cluster, namespace and name. An object that was deleted with
     /// its data retained and created again has another UID and the same claim.
+    /// The namespace counts by its UID: one that was deleted and made again may
+    /// belong to another team.
     pub claim: String,
 }
 
@@ -26,8 +28,8 @@ pub enum Ownership {
 }
 
 impl Marker {
-    /// The mark of the Database `namespace`/`name` with `uid`. `cluster` is
-    /// unique among clusters: the UID of the namespace kube-system.
+    /// The mark of the Database `name` with `uid` in the namespace with the UID
+    /// `namespace`. `cluster` is unique among clusters: the UID of kube-system.
     #[must_use]
     pub fn new(uid: &str, cluster: &str, namespace: &str, name: &str) -> Self {
         Self {

@@ -127,11 +127,21 @@ mod tests {
     const TRICKY: &str = "[a-c]([-a-c]{0,4}[a-c])?";
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+
         #[test]
         fn two_objects_never_share_a_default_name(
             a in (TRICKY, TRICKY), b in (TRICKY, TRICKY),
         ) {
-            prop_assert_eq!(a == b, default_name(&a.0, &a.1) == default_name(&b.0, &b.1));
+            let (one, other) = (default_name(&a.0, &a.1), default_name(&b.0, &b.1));
+            prop_assert_eq!(a == b, one == other);
+            if a != b {
+                let (one, other) = (Names::new(&one).unwrap(), Names::new(&other).unwrap());
+                // One's database may read like another's role: they have separate name spaces.
+                for role in one.roles() {
+                    prop_assert!(other.roles().all(|others| others != role), "{}", role.as_str());
+                }
+            }
         }
 
         #[test]
@@ -140,7 +150,12 @@ mod tests {
             prop_assert!(database.len() <= MAX_DATABASE);
             prop_assert!(database.starts_with(|c: char| c.is_ascii_lowercase()));
             prop_assert!(database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
-            prop_assert!(Names::new(&database).is_ok());
+            prop_assert!(!["postgres", "template0", "template1"].contains(&&*database));
+            let names = Names::new(&database).unwrap();
+            for role in names.roles().map(Identifier::as_str) {
+                prop_assert!(role.len() <= crate::sql::MAX_NAME && !role.starts_with("pg_"));
+                prop_assert!(!["public", "none", "postgres"].contains(&role));
+            }
         }
     }
 

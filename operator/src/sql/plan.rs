@@ -5,6 +5,7 @@
 //! NOLOGIN group owns the schema, and logins get their privileges from groups.
 
 pub mod database;
+pub mod drift;
 pub mod drop;
 pub mod logins;
 pub mod schema;
@@ -22,6 +23,8 @@ pub struct Desired {
     pub marker: Marker,
     /// Who can log in.
     pub logins: Vec<Login>,
+    /// Whether what a deleted object of the same name left is taken over.
+    pub adopts: bool,
 }
 
 /// A role that can log in.
@@ -35,14 +38,23 @@ pub struct Login {
 
 /// Something of that name exists and is not ours; nothing was changed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "{kind} {name:?} exists on the server and does not belong to this object; create the Database again with another spec.name"
-)]
+#[error("{kind} {name:?} exists on the server and {}", remedy(*.is_retained))]
 pub struct Conflict {
-    /// `database`, `role` or `schema`.
+    /// `database` or `role`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,
+    /// Whether a deleted object of this namespace and name left it.
+    pub is_retained: bool,
+}
+
+const fn remedy(is_retained: bool) -> &'static str {
+    if is_retained {
+        "was left by a deleted Database of this name; set spec.adopt to IfMarked to take it over with \
+         its data, or create the Database again with another spec.name"
+    } else {
+        "does not belong to this object; create the Database again with another spec.name"
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +76,7 @@ mod tests {
             names: Names::new("shop").unwrap(),
             marker: Marker { uid: "u1".to_owned(), claim: "c1".to_owned() },
             logins: ROLES.map(|role| Login { role, connection_limit: 5 }).into(),
+            adopts: false,
         }
     }
 
@@ -111,7 +124,7 @@ mod tests {
         let desired = desired();
         let empty = Catalog::default();
         let mut statements = database::plan(&desired, &empty).unwrap();
-        statements.extend(schema::plan(&desired, &server(false, 150_000), &fresh()).unwrap());
+        statements.extend(schema::plan(&desired, &server(false, 150_000), &fresh()));
         for login in &desired.logins {
             let verifier = Password::generate().verifier();
             statements.push(logins::open(&desired, *login, Slot::A, &empty, &verifier));
@@ -122,7 +135,7 @@ mod tests {
     #[test]
     fn before_version_15_an_administrator_who_is_no_superuser_leaves_public_alone() {
         let plan = |is_superuser| {
-            let statement = schema::plan(&desired(), &server(is_superuser, 140_000), &fresh()).unwrap();
+            let statement = schema::plan(&desired(), &server(is_superuser, 140_000), &fresh());
             statement.unwrap().to_string()
         };
         assert!(!plan(false).contains("SCHEMA public"));
@@ -165,9 +178,51 @@ mod tests {
         let successor = Desired { marker: Marker { uid: "u2".to_owned(), ..desired().marker }, ..desired() };
         let catalog = unfinished(Some(&desired().marker.comment()));
         assert!(drop::plan(&successor, &server(true, 150_000), &catalog).is_empty());
-        let taken_over = database::plan(&successor, &catalog).unwrap();
+        let conflict = database::plan(&successor, &catalog).unwrap_err();
+        assert!(conflict.to_string().contains("set spec.adopt to IfMarked"), "{conflict}");
+        let adopting = Desired { adopts: true, ..successor };
+        let taken_over = database::plan(&adopting, &catalog).unwrap();
         assert_eq!(taken_over[0].step(), "take over the marks");
         assert!(taken_over[0].to_string().contains("u2"));
+    }
+
+    #[test]
+    fn what_somebody_added_is_named_and_undone() {
+        let mut catalog = unfinished(Some(&desired().marker.comment()));
+        let database = catalog.database.as_mut().unwrap();
+        database.allows_connections = true;
+        let grant = |who: &str, what: &str| (who.to_owned(), what.to_owned());
+        database.grants = [
+            grant("admin", "CREATE"),
+            grant("shop_writer", "CONNECT"),
+            grant("shop_writer", "TEMPORARY"),
+            grant("shop_reader", "CONNECT"),
+            grant("shop_owner_b", "CONNECT"),
+        ]
+        .into();
+        assert_eq!(drift::outside(&desired(), &catalog), drift::Drift::default());
+
+        let database = catalog.database.as_mut().unwrap();
+        database.grants.extend([grant("PUBLIC", "CONNECT"), grant("other \"x\"", "CREATE")]);
+        database.owner = "somebody".to_owned();
+        catalog.members.insert(grant("shop_owner", "other_writer"));
+        catalog.members.insert(grant("pg_read_all_data", "shop_reader"));
+        catalog.roles.get_mut("shop_writer").unwrap().powers = vec!["CREATEDB".to_owned()];
+        catalog.roles.get_mut("shop_reader").unwrap().can_login = true;
+        insta::assert_yaml_snapshot!(drift::outside(&desired(), &catalog));
+    }
+
+    #[test]
+    fn what_somebody_granted_inside_is_named_and_undone() {
+        let (desired, server) = (desired(), server(false, 150_000));
+        let mut live = fresh();
+        let text = |parts: [&str; 4]| parts.map(ToOwned::to_owned).into();
+        live.owners.insert("app".to_owned(), "shop_owner".to_owned());
+        live.grants.insert(("app".to_owned(), "shop_writer".to_owned(), "CREATE".to_owned()));
+        live.grants.insert(("public".to_owned(), "PUBLIC".to_owned(), "CREATE".to_owned()));
+        live.defaults.insert(text(["app", "r", "PUBLIC", "SELECT"]));
+        live.defaults.insert(text(["*", "S", "other_writer", "USAGE"]));
+        insta::assert_yaml_snapshot!(drift::inside(&desired, &server, &live));
     }
 
     #[test]

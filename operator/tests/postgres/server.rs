@@ -81,22 +81,7 @@ impl Server {
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        let process = as_server_user(&format!("{BIN}/postgres"))
-            .arg("-D")
-            .arg(&data)
-            .args(["-c", "fsync=off", "-c", "log_statement=all", "-c", "log_connections=on", "-c", "ssl=on"])
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-            .arg("-c")
-            .arg(format!("port={port}"))
-            .arg("-c")
-            .arg(format!("ssl_cert_file={}", dir.path().join("server.crt").display()))
-            .arg("-c")
-            .arg(format!("ssl_key_file={}", dir.path().join("server.key").display()))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let process = run(dir.path(), port);
         let server = Self { dir, process, port, servers: Servers::default(), superuser, creator };
         let superuser = server.connect_when_up().await;
         superuser
@@ -107,6 +92,21 @@ impl Server {
             .await
             .unwrap();
         server
+    }
+
+    /// Stops it as a crash does: connections are cut.
+    pub fn stop(&mut self) {
+        let stopped = Command::new("kill").args(["-QUIT", &self.process.id().to_string()]).status();
+        if stopped.is_ok() {
+            let _ = self.process.wait();
+        }
+    }
+
+    /// Starts it again; ready when this returns.
+    #[allow(dead_code, reason = "used by the tests of the controllers")]
+    pub async fn resume(&mut self) {
+        self.process = run(self.dir.path(), self.port);
+        self.connect_when_up().await;
     }
 
     async fn connect_when_up(&self) -> tokio_postgres::Client {
@@ -127,7 +127,6 @@ impl Server {
 
     pub async fn session_with(&self, admin: Admin, host: &str, tls: Tls) -> Session {
         let target = Target {
-            class: format!("{host}-{admin:?}"),
             endpoint: self.endpoint(host),
             maintenance_database: "postgres".to_owned(),
             tls,
@@ -184,11 +183,27 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Immediate shutdown: ends the server's own children as well.
-        let stopped = Command::new("kill").args(["-QUIT", &self.process.id().to_string()]).status();
-        if stopped.is_ok() {
-            let _ = self.process.wait();
-        }
+        self.stop();
     }
+}
+
+fn run(dir: &Path, port: u16) -> Child {
+    let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    as_server_user(&format!("{BIN}/postgres"))
+        .arg("-D")
+        .arg(dir.join("data"))
+        .args(["-c", "fsync=off", "-c", "log_statement=all", "-c", "log_connections=on", "-c", "ssl=on"])
+        .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+        .arg("-c")
+        .arg(format!("port={port}"))
+        .arg("-c")
+        .arg(format!("ssl_cert_file={}", dir.join("server.crt").display()))
+        .arg("-c")
+        .arg(format!("ssl_key_file={}", dir.join("server.key").display()))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn is_root() -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use peristyle_crds::v1alpha1::{Database, DatabaseClass, service::BindingRole};
 
-use crate::context::Context;
+use crate::{context::Context, sql::names::default_name};
 
 /// Namespace whose UID tells one cluster from another.
 const CLUSTER_NAMESPACE: &str = "kube-system";
@@ -15,6 +15,10 @@ const CLUSTER_NAMESPACE: &str = "kube-system";
 pub struct Observed {
     /// What tells this cluster from others; absent until the cache has it.
     pub cluster: Option<String>,
+    /// UID of the Database's namespace; absent until the cache has it.
+    pub namespace: Option<String>,
+    /// Other Databases that would have the same name on a server.
+    pub namesakes: Vec<Arc<Database>>,
     /// All classes.
     pub classes: Vec<Arc<DatabaseClass>>,
     /// Whether a Service of the namespace binds the role Reader.
@@ -35,10 +39,28 @@ pub fn observe(ctx: &Context, database: &Database) -> Observed {
                 .iter()
                 .any(|binding| binding.database == name && binding.role() == BindingRole::Reader)
     });
+    let uid_of = |namespace: &str| ctx.stores.namespaces.get("", namespace).and_then(|found| found.uid());
     Observed {
-        cluster: ctx.stores.namespaces.get("", CLUSTER_NAMESPACE).and_then(|namespace| namespace.uid()),
+        cluster: uid_of(CLUSTER_NAMESPACE),
+        namespace: uid_of(&database.namespace().unwrap_or_default()),
+        namesakes: ctx.stores.databases.store().state_filter(|other| are_namesakes(other, database)),
         classes: ctx.stores.database_classes.store().state(),
         is_reader_bound: !reads.is_empty(),
         system_namespace: ctx.config.namespace.clone(),
     }
+}
+
+/// Whether both are called the same on the server. Two default names never are.
+#[must_use]
+pub fn are_namesakes(one: &Database, other: &Database) -> bool {
+    (one.spec.name.is_some() || other.spec.name.is_some())
+        && one.uid() != other.uid()
+        && name_on_server(one) == name_on_server(other)
+}
+
+/// The name that the spec gives, or the default.
+#[must_use]
+pub fn name_on_server(database: &Database) -> String {
+    let namespace = database.namespace().unwrap_or_default();
+    database.spec.name.clone().unwrap_or_else(|| default_name(&namespace, &database.name_any()))
 }

@@ -1,21 +1,54 @@
 //! Status and findings of a provisioned Database. Pure.
 
-use std::{fmt::Write as _, time::Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use peristyle_crds::{
-    condition::types,
+    condition::{Reason, types},
     v1alpha1::{
-        DatabaseStatus, LocalName,
+        Database, DatabaseStatus, LocalName,
         database::{RoleName, Server},
     },
 };
 
 use super::{logins::Settled, memory::Verified, validate::Validated};
-use crate::{conditions::Finding, external::postgres::Provisioned};
+use crate::{
+    conditions::{self, Finding, State},
+    external::postgres::Provisioned,
+};
+
+/// When a Database is looked at again that somebody changed.
+const AFTER_DRIFT: Duration = Duration::from_secs(60);
+
+/// What differed and was put right, if the Database was once as its spec says:
+/// what a first run or another spec brings is not a difference.
+#[must_use]
+pub fn drift(database: &Database, provisioned: &Provisioned) -> Option<Finding> {
+    let conditions = database.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
+    let was_provisioned = conditions::is_true(conditions, types::PROVISIONED, database.metadata.generation);
+    if !was_provisioned || provisioned.differences.is_empty() {
+        return None;
+    }
+    let message = format!("put right on the server: {}", provisioned.differences.join("; "));
+    // True means that there was a difference, which is why the state says good.
+    Some(Finding {
+        condition: types::DRIFT_DETECTED,
+        state: State::Good,
+        reason: Reason::DriftRepaired,
+        message: message.chars().take(1000).collect(),
+    })
+}
 
 /// What a successful verification says.
 #[must_use]
-pub fn verified(validated: &Validated, provisioned: &Provisioned, settled: Settled) -> Verified {
+pub fn verified(
+    validated: &Validated,
+    provisioned: &Provisioned,
+    settled: Settled,
+    drift: Option<&Finding>,
+) -> Verified {
     let server = &provisioned.server;
     let database = validated.desired.names.database.as_str();
     let bound = validated.bound.clone().unwrap_or_else(|| Server {
@@ -41,15 +74,19 @@ pub fn verified(validated: &Validated, provisioned: &Provisioned, settled: Settl
             "; schema public stays open to its roles, which only a superuser can change before PostgreSQL 15",
         );
     }
+    let mut findings = vec![
+        Finding::good(
+            types::SERVER_REACHABLE,
+            format!("PostgreSQL {} answers at {}", server.version, validated.access.admin),
+        ),
+        Finding::good(types::PROVISIONED, provisioned),
+        Finding::good(types::CREDENTIALS_READY, credentials),
+    ];
+    findings.extend(drift.cloned());
+    // Then a look that finds no difference withdraws the condition.
+    let due = settled.due.into_iter().chain(drift.map(|_| AFTER_DRIFT)).min();
     Verified {
-        findings: vec![
-            Finding::good(
-                types::SERVER_REACHABLE,
-                format!("PostgreSQL {} answers at {}", server.version, validated.access.admin),
-            ),
-            Finding::good(types::PROVISIONED, provisioned),
-            Finding::good(types::CREDENTIALS_READY, credentials),
-        ],
+        findings,
         status: DatabaseStatus {
             server: Some(bound),
             database_name: Some(database.to_owned()),
@@ -57,6 +94,6 @@ pub fn verified(validated: &Validated, provisioned: &Provisioned, settled: Settl
             roles: settled.roles,
             ..DatabaseStatus::default()
         },
-        due: settled.due.map(|due| Instant::now() + due),
+        due: due.map(|due| Instant::now() + due),
     }
 }

@@ -4,6 +4,7 @@ use futures::stream::BoxStream;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{names::DATABASE_LABEL, v1alpha1::Database};
 
+use super::observe::are_namesakes;
 use crate::stores::Stores;
 
 /// All of them.
@@ -18,6 +19,8 @@ pub fn all(stores: &Stores) -> Vec<BoxStream<'static, ObjectRef<Database>>> {
         stores.services.concerning(&stores.databases, |service, database| {
             database.metadata.namespace == service.metadata.namespace
         }),
+        // The name may be free now.
+        stores.databases.concerning(&stores.databases, are_namesakes),
         stores.secrets.owners(DATABASE_LABEL),
     ]
 }

@@ -9,11 +9,14 @@ use peristyle_crds::{
     duration::{Duration, InvalidDuration},
     v1alpha1::{
         Database, DatabaseClass,
-        database::{Role, RoleName, RotationMode, Server},
+        database::{Adopt, Role, RoleName, RotationMode, Server},
     },
 };
 
-use super::{observe::Observed, rotation::Policy};
+use super::{
+    observe::{Observed, name_on_server},
+    rotation::Policy,
+};
 use crate::{
     conditions,
     controllers::database_class::target::{self, Access},
@@ -21,7 +24,7 @@ use crate::{
     retry::{Class, Classified},
     sql::{
         marker::Marker,
-        names::{InvalidName, Names, ROLES, default_name},
+        names::{InvalidName, Names, ROLES},
         plan::{Desired, Login},
     },
 };
@@ -84,6 +87,17 @@ pub enum Invalid {
     /// Two roles would share one Secret.
     #[error("spec.roles: {0:?} is the secretName of two roles; give each its own")]
     SharedSecret(String),
+    /// Another Database has the name.
+    #[error(
+        "spec.name: {name} belongs to {}; create this Database again with another name",
+        by.as_ref().map_or_else(|| "a Database of another namespace".to_owned(), |by| format!("Database {by}"))
+    )]
+    Claimed {
+        /// Name on the server.
+        name: String,
+        /// Who has it, if in the same namespace.
+        by: Option<String>,
+    },
     /// Passwords would change too often or never.
     #[error("spec.rotation.{field}: {value} {remedy}")]
     Rotation {
@@ -95,7 +109,7 @@ pub enum Invalid {
         remedy: &'static str,
     },
     /// The cache has not seen the cluster's identity.
-    #[error("namespace kube-system is not in the cache yet")]
+    #[error("the namespaces are not in the cache yet")]
     NoCluster,
 }
 
@@ -109,6 +123,7 @@ impl Classified for Invalid {
             Self::Class(ClassError::Ambiguous(_))
             | Self::Name(_)
             | Self::SharedSecret(_)
+            | Self::Claimed { .. }
             | Self::Rotation { .. } => Class::Terminal,
             Self::Target { source, .. } => source.class(),
         }
@@ -121,6 +136,7 @@ impl Classified for Invalid {
             Self::ClassNotReady { .. } => Reason::ServerUnreachable,
             Self::Target { source, .. } => source.reason(),
             Self::Name(_) | Self::SharedSecret(_) | Self::Rotation { .. } => Reason::Invalid,
+            Self::Claimed { .. } => Reason::DatabaseConflict,
             Self::NoCluster => Reason::Progressing,
         }
     }
@@ -138,17 +154,22 @@ impl Classified for Invalid {
 /// # Errors
 /// [`Invalid`], which also says when it may come by itself.
 pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, Invalid> {
-    let namespace = database.namespace().unwrap_or_default();
-    let name = database.name_any();
-    let on_server = database.spec.name.clone().unwrap_or_else(|| default_name(&namespace, &name));
-    let names = Names::new(&on_server)?;
+    let names = Names::new(&name_on_server(database))?;
     let secrets = secrets(database, observed)?;
     let bound = database.status.as_ref().and_then(|status| status.server.clone());
     let class = choose(database, bound.as_ref(), observed)?;
     let access = target::access(&class, &observed.system_namespace)
         .map_err(|source| Invalid::Target { class: class.name_any(), source })?;
+    if let Some(claimant) = claimant(database, bound.as_ref(), &access, observed) {
+        let is_visible = claimant.namespace() == database.namespace();
+        return Err(Invalid::Claimed {
+            name: names.database.as_str().to_owned(),
+            by: is_visible.then(|| claimant.name_any()),
+        });
+    }
     let cluster = observed.cluster.as_deref().ok_or(Invalid::NoCluster)?;
-    let marker = Marker::new(&database.uid().unwrap_or_default(), cluster, &namespace, &name);
+    let namespace = observed.namespace.as_deref().ok_or(Invalid::NoCluster)?;
+    let marker = Marker::new(&database.uid().unwrap_or_default(), cluster, namespace, &database.name_any());
     let logins = secrets
         .keys()
         .map(|role| Login { role: *role, connection_limit: connection_limit(database, *role) })
@@ -163,9 +184,38 @@ pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, I
         class,
         access,
         bound,
-        desired: Desired { names, marker, logins },
+        desired: Desired {
+            names,
+            marker,
+            logins,
+            adopts: database.spec.adopt.unwrap_or_default() == Adopt::IfMarked,
+        },
         secrets,
     })
+}
+
+/// Another Database that has the same name on the same server: one that is
+/// bound, else the older one. For a bound Database the mark on the server decides.
+fn claimant<'a>(
+    database: &Database,
+    bound: Option<&Server>,
+    access: &Access,
+    observed: &'a Observed,
+) -> Option<&'a Database> {
+    if bound.is_some() {
+        return None;
+    }
+    let age = |database: &Database| (database.creation_timestamp(), database.uid());
+    let is_before = |other: &Database| {
+        let server = other.status.as_ref().and_then(|status| status.server.as_ref());
+        let wanted = other.spec.class_name.as_deref().or(server.map(|server| server.class.as_str()));
+        let class = class::choose(observed.classes.iter().map(|class| &**class), wanted);
+        let is_there = class.is_ok_and(|class| {
+            target::access(class, &observed.system_namespace).is_ok_and(|other| other.admin == access.admin)
+        });
+        is_there && (server.is_some() || age(other) < age(database))
+    };
+    observed.namesakes.iter().map(|other| &**other).find(|other| is_before(other))
 }
 
 /// The class that the spec names; without a name the one that it was bound to
@@ -279,6 +329,8 @@ mod tests {
     fn observed(classes: &[Arc<DatabaseClass>]) -> Observed {
         Observed {
             cluster: Some("cluster".to_owned()),
+            namespace: Some("n1".to_owned()),
+            namesakes: Vec::new(),
             classes: classes.to_vec(),
             is_reader_bound: false,
             system_namespace: "system".to_owned(),
@@ -372,6 +424,35 @@ mod tests {
             assert_eq!(error.class(), Class::Terminal);
             assert!(error.to_string().contains(&format!("spec.rotation.{field}: ")), "{error}");
         }
+    }
+
+    #[test]
+    fn of_two_with_the_same_name_the_older_wins_unless_the_other_was_first_on_the_server() {
+        let claim = |name: &str, namespace: &str, second: u8, status: &serde_json::Value| -> Database {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "namespace": namespace, "uid": name,
+                             "creationTimestamp": format!("2024-01-01T00:00:0{second}Z")},
+                "spec": {"name": "shared"}, "status": status
+            }))
+            .unwrap()
+        };
+        let fight = |ours: &Database, other: &Database| {
+            let classes = [class("old", true, "True")];
+            let observed = Observed { namesakes: vec![Arc::new(other.clone())], ..observed(&classes) };
+            validate(ours, &observed).map(drop)
+        };
+        let (old, young) = (claim("old", "shop", 1, &json!({})), claim("young", "shop", 2, &json!({})));
+        assert!(fight(&old, &young).is_ok());
+        let error = fight(&young, &old).unwrap_err();
+        assert_eq!((error.class(), error.reason()), (Class::Terminal, Reason::DatabaseConflict));
+        assert!(error.to_string().contains("shared belongs to Database old"), "{error}");
+        let elsewhere = claim("secret", "payroll", 1, &json!({}));
+        let error = fight(&young, &elsewhere).unwrap_err().to_string();
+        assert!(error.contains("another namespace") && !error.contains("secret"), "{error}");
+
+        let first = claim("young", "shop", 2, &bound());
+        assert!(fight(&first, &old).is_ok(), "for what is bound the mark decides");
+        assert!(fight(&old, &first).is_err());
     }
 
     #[test]

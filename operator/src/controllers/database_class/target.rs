@@ -211,7 +211,6 @@ pub async fn fetch(ctx: &Context, access: &Access) -> Result<Target, Error> {
         }
     };
     Ok(Target {
-        class: access.class.clone(),
         endpoint: access.admin.clone(),
         maintenance_database: access.maintenance_database.clone(),
         tls,

@@ -24,11 +24,15 @@ const DATABASE_GRANTS: &str = "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE p
 const ROLES: &str = "SELECT r.rolname::text, r.rolcanlogin, r.rolinherit, r.rolconnlimit, \
     shobj_description(r.oid, 'pg_authid'), pg_has_role(current_user, r.oid, 'USAGE'), \
     (SELECT coalesce(json_object_agg(coalesce(d.datname, '*'), s.setconfig), '{}')::text \
-       FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase WHERE s.setrole = r.oid) \
+       FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase WHERE s.setrole = r.oid), \
+    array_remove(ARRAY[CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolcreatedb THEN 'CREATEDB' END, \
+      CASE WHEN rolcreaterole THEN 'CREATEROLE' END, CASE WHEN rolreplication THEN 'REPLICATION' END, \
+      CASE WHEN rolbypassrls THEN 'BYPASSRLS' END], NULL), \
+    coalesce(rolvaliduntil < 'infinity', false) \
     FROM pg_roles r WHERE r.rolname = ANY($1)";
 const MEMBERS: &str = "SELECT DISTINCT g.rolname::text, u.rolname::text FROM pg_auth_members m \
     JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member \
-    WHERE g.rolname = ANY($1)";
+    WHERE (g.rolname = ANY($1) OR u.rolname = ANY($1)) AND u.rolname <> current_user";
 const SCHEMAS: &str = "SELECT n.nspname::text, pg_get_userbyid(n.nspowner)::text, \
     CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee)::text END, x.privilege_type \
     FROM pg_namespace n LEFT JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) x ON true \
@@ -88,6 +92,8 @@ impl Connection {
                 connection_limit: column(&row, 3)?,
                 comment: column(&row, 4)?,
                 is_held: column(&row, 5)?,
+                powers: column(&row, 7)?,
+                expires: column(&row, 8)?,
                 settings: serde_json::from_str(&settings).map_err(|e| Error::Catalog(e.to_string()))?,
             };
             roles.insert(column(&row, 0)?, role);

@@ -3,21 +3,19 @@
 use std::{error::Error as _, time::Duration};
 
 use peristyle_crds::condition::{Reason, types};
+use tokio_postgres::error::DbError;
 
-use super::{Endpoint, Login};
+use super::{Endpoint, Login, sqlstate};
 use crate::{
     fence::NotLeading,
     retry::{Class, Classified},
     sql::plan::Conflict,
 };
 
-/// SQLSTATEs that mean "not now": locked, updated by another, starting, full.
-const PASSING: [&str; 10] =
-    ["55P03", "XX000", "40001", "40P01", "57014", "57P01", "57P02", "57P03", "53300", "55006"];
 /// SQLSTATEs of a server that starts or stops.
 const STARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
-/// SQLSTATEs that mean that somebody created the same at the same time.
-const RACE: [&str; 3] = ["42710", "42P04", "23505"];
+/// SQLSTATE of too many connections: of the server, of a database or of a role.
+const FULL: &str = "53300";
 
 /// Why the server refused a login.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -75,6 +73,9 @@ pub enum Error {
         /// The first step that would be repeated.
         step: &'static str,
     },
+    /// Somebody changed it and it cannot be changed back.
+    #[error("{0}; the server accepted how to undo it, but its catalog does not show it")]
+    StillDiffers(String),
     /// Another server answers at the address.
     #[error(
         "the server has system identifier {found}, the database was created on {expected}; point the DatabaseClass at the right server"
@@ -105,9 +106,20 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn connect(endpoint: &Endpoint, login: &Login, error: &tokio_postgres::Error) -> Self {
+    pub(super) fn connect(
+        endpoint: &Endpoint,
+        login: &Login,
+        database: &str,
+        error: &tokio_postgres::Error,
+    ) -> Self {
+        // A limit of the role or of the database is named, one of the server is nobody's.
+        let is_servers = |db: &DbError| {
+            let (code, text) = (db.code().code(), db.message());
+            STARTING.contains(&code)
+                || (code == FULL && !text.contains(&login.user) && !text.contains(database))
+        };
         match error.as_db_error() {
-            Some(db) if !STARTING.contains(&db.code().code()) => Self::Refused {
+            Some(db) if !is_servers(db) => Self::Refused {
                 endpoint: endpoint.clone(),
                 user: login.user.clone(),
                 refusal: Refusal { code: db.code().code().to_owned(), message: db.message().to_owned() },
@@ -157,18 +169,12 @@ impl Classified for Error {
     fn class(&self) -> Class {
         match self {
             Self::Unreachable { .. } => Class::Transient,
-            Self::Refused { refusal, .. } if PASSING.contains(&refusal.code.as_str()) => Class::Transient,
-            Self::Refused { .. } | Self::NoEffect { .. } => Class::Forbidden,
-            Self::Statement { code, .. } => match code.as_deref() {
-                None => Class::Transient,
-                Some("42501") => Class::Forbidden,
-                Some(code) if RACE.contains(&code) => Class::Conflict,
-                Some(code) if PASSING.contains(&code) || code.starts_with("08") => Class::Transient,
-                Some(_) => Class::Bug,
-            },
+            Self::Refused { refusal, .. } => sqlstate::class(&refusal.code),
+            Self::NoEffect { .. } => Class::Forbidden,
+            Self::Statement { code, .. } => code.as_deref().map_or(Class::Transient, sqlstate::class),
             Self::InUse { .. } => Class::Wait,
             Self::Conflict(_) | Self::OtherServer { .. } | Self::Authorities(_) => Class::Terminal,
-            Self::NotConverged { .. } | Self::Catalog(_) => Class::Bug,
+            Self::NotConverged { .. } | Self::StillDiffers(_) | Self::Catalog(_) => Class::Bug,
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Provisioned {
     pub server: Server,
     /// Its catalog afterwards.
     pub catalog: Catalog,
+    /// What was not as it should be, in words; everything, on a first run.
+    pub differences: Vec<String>,
 }
 
 /// Makes groups, database and schema as `desired` and repairs the logins that
@@ -38,10 +40,14 @@ pub async fn provision(
     let server = inspect(session, &admin, expected).await?;
     let mut catalog = admin.catalog(&desired.names, &server.admin).await?;
     let statements = plan::database::plan(desired, &catalog)?;
-    if !statements.is_empty() {
-        run(&admin, &statements).await?;
+    let drift = plan::drift::outside(desired, &catalog);
+    let mut differences = drift.differences;
+    undo(&admin, &drift.commands).await?;
+    run(&admin, &statements).await?;
+    if !statements.is_empty() || !drift.commands.is_empty() {
         catalog = admin.catalog(&desired.names, &server.admin).await?;
         settled(plan::database::plan(desired, &catalog)?.first())?;
+        undone(&plan::drift::outside(desired, &catalog))?;
     }
     let statements = plan::logins::plan(desired, &catalog);
     if !statements.is_empty() {
@@ -53,14 +59,21 @@ pub async fn provision(
 
     let inside = session.admin(desired.names.database.as_str()).await?;
     let owner = desired.names.group(RoleName::Owner);
-    let schemas = inside.schemas(&desired.names.schema, owner).await?;
-    if let Some(statement) = plan::schema::plan(desired, &server, &schemas)? {
+    let mut schemas = inside.schemas(&desired.names.schema, owner).await?;
+    let drift = plan::drift::inside(desired, &server, &schemas);
+    differences.extend(drift.differences);
+    if !drift.commands.is_empty() {
+        undo(&inside, &drift.commands).await?;
+        schemas = inside.schemas(&desired.names.schema, owner).await?;
+        undone(&plan::drift::inside(desired, &server, &schemas))?;
+    }
+    if let Some(statement) = plan::schema::plan(desired, &server, &schemas) {
         inside.execute(&statement).await?;
         let schemas = inside.schemas(&desired.names.schema, owner).await?;
-        settled(plan::schema::plan(desired, &server, &schemas)?.as_ref())?;
+        settled(plan::schema::plan(desired, &server, &schemas).as_ref())?;
     }
     inside.close().await;
-    Ok(Provisioned { server, catalog })
+    Ok(Provisioned { server, catalog, differences })
 }
 
 /// Opens a login with `password`; the server gets only its verifier. `catalog`
@@ -170,6 +183,9 @@ pub async fn drop_database(
 
 async fn inspect(session: &Session, admin: &Connection, expected: Option<&str>) -> Result<Server, Error> {
     let server = session.inspect(admin).await?;
+    if server.is_replica {
+        return Err(session.unusable("it is a replica and takes no changes"));
+    }
     match expected {
         Some(expected) if expected != server.system_identifier => {
             Err(Error::OtherServer { expected: expected.to_owned(), found: server.system_identifier })
@@ -183,6 +199,20 @@ async fn run(connection: &Connection, statements: &[Statement]) -> Result<(), Er
         connection.execute(statement).await?;
     }
     Ok(())
+}
+
+async fn undo(connection: &Connection, commands: &[String]) -> Result<(), Error> {
+    if commands.is_empty() {
+        return Ok(());
+    }
+    connection.execute(&Statement::transaction("undo what somebody changed", commands)).await
+}
+
+fn undone(drift: &plan::drift::Drift) -> Result<(), Error> {
+    if drift.commands.is_empty() {
+        return Ok(());
+    }
+    Err(Error::StillDiffers(drift.differences.join("; ")))
 }
 
 fn settled(left: Option<&Statement>) -> Result<(), Error> {

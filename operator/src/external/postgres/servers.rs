@@ -14,16 +14,18 @@ use crate::{backoff::jitter, fence::Fence};
 /// Connections at a time to one server; a session holds one at a time.
 const CONNECTIONS: usize = 2;
 const FIRST_DELAY: Duration = Duration::from_millis(500);
-const MAX_DELAY: Duration = Duration::from_secs(300);
+/// Short: one connection in this time finds out for all objects that the server is back.
+const MAX_DELAY: Duration = Duration::from_secs(8);
 
-/// The servers of all classes.
-#[derive(Default)]
+/// The servers of all classes by the address where they are asked.
+#[derive(Clone, Default)]
 pub struct Servers {
-    servers: Mutex<HashMap<String, Arc<Server>>>,
+    servers: Arc<Mutex<HashMap<Endpoint, Arc<Server>>>>,
     fence: Option<Fence>,
 }
 
 struct Server {
+    endpoint: Endpoint,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
     fence: Option<Fence>,
@@ -57,35 +59,44 @@ impl Servers {
     /// [`Error::Unreachable`] at once, without asking the server, while the
     /// delay after a failure runs.
     pub async fn session(&self, target: Target) -> Result<Session, Error> {
-        let server = self.server(&target.class);
-        server.check(&target.endpoint)?;
+        let server = self.server(&target.endpoint);
+        server.check()?;
         let Ok(permit) = server.permits.clone().acquire_owned().await else {
             return Err(Error::no_answer(&target.endpoint));
         };
         // Those who waited meanwhile need not repeat a failure.
-        server.check(&target.endpoint)?;
-        Ok(Session { target, server, _permit: permit })
+        server.check()?;
+        Ok(Session { target, server, servers: self.clone(), _permit: permit })
     }
 
-    /// Forgets failures, because the class or its Secret changed or its server was started.
-    pub fn retry_now(&self, class: &str) {
-        let server = self.server(class);
-        *server.lock() = State::default();
+    /// Whether `endpoint` may be asked now.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] while the delay after a failure runs.
+    pub fn check(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        self.server(endpoint).check()
     }
 
-    fn server(&self, class: &str) -> Arc<Server> {
-        self.servers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(class.to_owned())
-            .or_insert_with(|| {
-                Arc::new(Server {
-                    permits: Arc::new(Semaphore::new(CONNECTIONS)),
-                    state: Mutex::default(),
-                    fence: self.fence.clone(),
-                })
-            })
-            .clone()
+    /// Forgets failures at `endpoint`, because a class or its Secret changed or its server was started.
+    pub fn retry_now(&self, endpoint: &Endpoint) {
+        *self.server(endpoint).lock() = State::default();
+    }
+
+    fn server(&self, endpoint: &Endpoint) -> Arc<Server> {
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = servers.get(endpoint) {
+            return server.clone();
+        }
+        // Of a server that nobody talks to there is nothing to remember.
+        servers.retain(|_, server| Arc::strong_count(server) > 1 || server.check().is_err());
+        let server = Arc::new(Server {
+            endpoint: endpoint.clone(),
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            state: Mutex::default(),
+            fence: self.fence.clone(),
+        });
+        servers.insert(endpoint.clone(), server.clone());
+        server
     }
 }
 
@@ -94,7 +105,7 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, endpoint: &Endpoint) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         let Some(closed) = self.lock().closed.clone() else {
             return Ok(());
         };
@@ -103,7 +114,7 @@ impl Server {
             return Ok(());
         }
         Err(Error::Unreachable {
-            endpoint: endpoint.clone(),
+            endpoint: self.endpoint.clone(),
             cause: closed.cause,
             retry: jitter(left + FIRST_DELAY),
         })
@@ -111,20 +122,23 @@ impl Server {
 
     /// Counts a failure to reach the server and fills in when to try again.
     fn observe<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
-        let mut state = self.lock();
         match result {
-            Err(Error::Unreachable { endpoint, cause, .. }) => {
-                let delay = FIRST_DELAY.saturating_mul(1 << state.failures.min(12)).min(MAX_DELAY);
-                state.failures += 1;
-                state.closed = Some(Closed { until: Instant::now() + delay, cause: cause.clone() });
-                Err(Error::Unreachable { endpoint, cause, retry: jitter(delay) })
-            }
+            Err(Error::Unreachable { cause, .. }) => Err(self.fail(cause)),
             answered => {
+                let mut state = self.lock();
                 state.failures = 0;
                 state.closed = None;
                 answered
             }
         }
+    }
+
+    fn fail(&self, cause: String) -> Error {
+        let mut state = self.lock();
+        let delay = FIRST_DELAY.saturating_mul(1 << state.failures.min(12)).min(MAX_DELAY);
+        state.failures += 1;
+        state.closed = Some(Closed { until: Instant::now() + delay, cause: cause.clone() });
+        Error::Unreachable { endpoint: self.endpoint.clone(), cause, retry: jitter(delay + FIRST_DELAY) }
     }
 }
 
@@ -132,6 +146,7 @@ impl Server {
 pub struct Session {
     target: Target,
     server: Arc<Server>,
+    servers: Servers,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -149,20 +164,24 @@ impl Session {
     /// # Errors
     /// As [`Connection::open`].
     pub async fn admin(&self, database: &str) -> Result<Connection, Error> {
-        self.open(&self.target.endpoint, &self.target.admin, database).await
+        self.open(&self.server, &self.target.admin, database).await
     }
 
-    /// Connects as `login`, where workloads connect.
+    /// Connects as `login`, where workloads connect. Failures there are counted
+    /// apart from those of the administrator.
     ///
     /// # Errors
-    /// As [`Connection::open`].
+    /// As [`Connection::open`]; [`Error::Unreachable`] also while the delay
+    /// after a failure there runs.
     pub async fn login(
         &self,
         endpoint: &Endpoint,
         login: &Login,
         database: &str,
     ) -> Result<Connection, Error> {
-        self.open(endpoint, login, database).await
+        let server = self.servers.server(endpoint);
+        server.check()?;
+        self.open(&server, login, database).await
     }
 
     /// Encryption of every connection to the server.
@@ -176,11 +195,17 @@ impl Session {
         self.server.lock().major = major;
     }
 
-    async fn open(&self, endpoint: &Endpoint, login: &Login, database: &str) -> Result<Connection, Error> {
+    /// Counts as a failure that the server answered and cannot be used now.
+    pub(super) fn unusable(&self, cause: &str) -> Error {
+        self.server.fail(cause.to_owned())
+    }
+
+    async fn open(&self, server: &Server, login: &Login, database: &str) -> Result<Connection, Error> {
         let major = self.server.lock().major;
-        let result = Connection::open(endpoint, &self.target.tls, login, database, major).await;
-        let opened = self.server.observe(result)?;
-        Ok(Connection { fence: self.server.fence.clone(), ..opened })
+        let tls = &self.target.tls;
+        let result = Connection::open(&server.endpoint, tls, login, database, major).await;
+        let opened = server.observe(result)?;
+        Ok(Connection { fence: server.fence.clone(), ..opened })
     }
 }
 
@@ -190,7 +215,6 @@ mod tests {
 
     fn target() -> Target {
         Target {
-            class: "pg".to_owned(),
             // Port 1 of the loopback address refuses at once.
             endpoint: Endpoint { host: "127.0.0.1".to_owned(), port: 1 },
             maintenance_database: "postgres".to_owned(),
@@ -208,8 +232,39 @@ mod tests {
         drop(session);
         let second = servers.session(target()).await.err().unwrap();
         assert_eq!(first.to_string(), second.to_string(), "the cause is repeated");
-        servers.retry_now("pg");
+        servers.retry_now(&target().endpoint);
         assert!(servers.session(target()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn where_workloads_connect_has_a_delay_of_its_own() {
+        let servers = Servers::default();
+        let session = servers.session(target()).await.unwrap();
+        let workloads = Endpoint { host: "localhost".to_owned(), port: 1 };
+        let login = Login { user: "w".to_owned(), password: "not-a-password".into() };
+        assert!(session.login(&workloads, &login, "d").await.is_err());
+        assert!(servers.check(&workloads).is_err(), "nobody asks there again at once");
+        assert!(servers.check(&target().endpoint).is_ok(), "the administrator still may");
+        servers.retry_now(&target().endpoint);
+        assert!(servers.check(&workloads).is_err(), "a success of the administrator is none there");
+    }
+
+    #[tokio::test]
+    async fn however_often_a_server_fails_it_is_asked_again_within_seconds() {
+        let server = Servers::default().server(&target().endpoint);
+        for _ in 0..40 {
+            let Error::Unreachable { retry, .. } = server.fail("down".to_owned()) else { unreachable!() };
+            assert!(retry < Duration::from_secs(11), "{retry:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_that_nobody_talks_to_are_forgotten() {
+        let servers = Servers::default();
+        for port in 1..1000 {
+            servers.check(&Endpoint { host: "pg".to_owned(), port }).unwrap();
+        }
+        assert_eq!(servers.servers.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ pub fn plan(desired: &Desired, catalog: &Catalog) -> Result<Vec<Statement>, Conf
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false",
             desired.names.database
         );
-        plan.push(Statement::single("create the database", command).slow());
+        plan.push(Statement::single("create the database", command));
     }
     plan.extend(grants(desired, catalog));
     Ok(plan)
@@ -43,6 +43,7 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
         };
         match marker.ownership(role.comment.as_deref()) {
             Ownership::Ours => {}
+            Ownership::Predecessor if !desired.adopts => return Err(retained("role", name)),
             Ownership::Predecessor => {
                 if role.can_login {
                     // Nobody who held the predecessor's passwords may come in.
@@ -57,6 +58,7 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
     if let Some(database) = &catalog.database {
         match marker.ownership(database.comment.as_deref()) {
             Ownership::Ours => {}
+            Ownership::Predecessor if !desired.adopts => return Err(retained("database", name)),
             Ownership::Predecessor => inherited.push(comment_on_database(desired)),
             Ownership::Foreign if is_unfinished(desired, catalog) => {}
             Ownership::Foreign => return Err(conflict("database", name)),
@@ -138,5 +140,9 @@ fn comment_on_database(desired: &Desired) -> String {
 }
 
 fn conflict(kind: &'static str, name: &Identifier) -> Conflict {
-    Conflict { kind, name: name.as_str().to_owned() }
+    Conflict { kind, name: name.as_str().to_owned(), is_retained: false }
+}
+
+fn retained(kind: &'static str, name: &Identifier) -> Conflict {
+    Conflict { is_retained: true, ..conflict(kind, name) }
 }

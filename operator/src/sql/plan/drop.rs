@@ -43,7 +43,7 @@ pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statem
         }
         plan.extend(logins.iter().map(|login| end_sessions(&names.database, login, server)));
         let command = format!("DROP DATABASE {}", names.database);
-        plan.push(Statement::single("drop the database", command).slow());
+        plan.push(Statement::single("drop the database", command));
     }
     let roles: Vec<String> = logins.iter().chain(&groups).map(ToString::to_string).collect();
     if !roles.is_empty() {
@@ -59,12 +59,11 @@ fn end_sessions(database: &Identifier, login: &Identifier, server: &Server) -> S
         Literal(login.as_str())
     );
     if server.is_superuser {
-        return Statement::single("end sessions", terminate).slow();
+        return Statement::single("end sessions", terminate);
     }
     // Only a member of the session's role may end it.
     Statement::transaction(
         "end sessions",
         &[format!("GRANT {login} TO CURRENT_USER"), terminate, format!("REVOKE {login} FROM CURRENT_USER")],
     )
-    .slow()
 }

@@ -61,26 +61,62 @@ pub fn shut(login: &Identifier) -> Statement {
     Statement::single("shut a login", format!("ALTER ROLE {login} NOLOGIN PASSWORD NULL"))
 }
 
+/// What differs in the logins that should be and let somebody in, in words.
+pub(super) fn differences(desired: &Desired, catalog: &Catalog) -> Vec<String> {
+    let names = &desired.names;
+    let mut differences = Vec::new();
+    for (role, slot, name) in names.logins() {
+        let Some(login) = desired.logins.iter().find(|login| login.role == role) else {
+            continue;
+        };
+        let Some(live) = catalog.roles.get(name.as_str()).filter(|live| live.can_login) else {
+            continue;
+        };
+        let name = name.as_str();
+        if live.inherits != inherits(role) {
+            differences.push(format!("{name} has another INHERIT"));
+        }
+        if live.connection_limit != login.connection_limit {
+            let (found, wanted) = (live.connection_limit, login.connection_limit);
+            differences.push(format!("{name} has connection limit {found} instead of {wanted}"));
+        }
+        if !is_member(names, role, slot, catalog) {
+            differences.push(format!("{name} lacks its group or CONNECT"));
+        }
+        if !is_set(names, role, live) {
+            differences.push(format!("{name} lacks its role or search_path"));
+        }
+    }
+    differences
+}
+
 fn repair(names: &Names, login: Login, slot: Slot, live: &Role, catalog: &Catalog) -> Option<Statement> {
     let name = names.login(login.role, slot);
-    let database = names.database.as_str();
     let mut commands = Vec::new();
     if live.inherits != inherits(login.role) || live.connection_limit != login.connection_limit {
         commands.push(format!("ALTER ROLE {name} {}", attributes(login)));
     }
-    let member = (names.group(login.role).as_str().to_owned(), name.as_str().to_owned());
-    let connect = (name.as_str().to_owned(), "CONNECT".to_owned());
-    let is_connected = login.role != RoleName::Owner
-        || catalog.database.as_ref().is_some_and(|d| d.grants.contains(&connect));
-    if !catalog.members.contains(&member) || !is_connected {
+    if !is_member(names, login.role, slot, catalog) {
         commands.extend(membership(names, login.role, slot));
     }
-    let found = live.settings.get(database).map_or(&[][..], Vec::as_slice);
-    let is_set = |expected: &String| found.contains(expected);
-    if !expected_settings(names, login.role).iter().all(is_set) {
+    if !is_set(names, login.role, live) {
         commands.extend(settings(names, login.role, slot));
     }
     (!commands.is_empty()).then(|| Statement::transaction("repair a login", &commands))
+}
+
+fn is_member(names: &Names, role: RoleName, slot: Slot, catalog: &Catalog) -> bool {
+    let name = names.login(role, slot).as_str().to_owned();
+    let member = (names.group(role).as_str().to_owned(), name.clone());
+    let connect = (name, "CONNECT".to_owned());
+    let is_connected = role != RoleName::Owner
+        || catalog.database.as_ref().is_some_and(|database| database.grants.contains(&connect));
+    catalog.members.contains(&member) && is_connected
+}
+
+fn is_set(names: &Names, role: RoleName, live: &Role) -> bool {
+    let found = live.settings.get(names.database.as_str()).map_or(&[][..], Vec::as_slice);
+    expected_settings(names, role).iter().all(|expected| found.contains(expected))
 }
 
 /// The owner's login uses no privilege of its own: without its group's role

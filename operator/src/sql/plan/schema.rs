@@ -2,7 +2,7 @@
 
 use peristyle_crds::v1alpha1::database::RoleName;
 
-use super::{Conflict, Desired};
+use super::Desired;
 use crate::sql::{
     Identifier, Statement,
     catalog::{PUBLIC, Schemas, Server},
@@ -35,19 +35,14 @@ const DEFAULTS: [Default; 3] = [
 ];
 
 /// Plans the schema, the lock on `public` and the default privileges.
-///
-/// # Errors
-/// [`Conflict`] when the schema exists and belongs to somebody else.
-pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Result<Option<Statement>, Conflict> {
+#[must_use]
+pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Option<Statement> {
     let names = &desired.names;
     let schema = &names.schema;
     let owner = names.group(RoleName::Owner);
     let found = live.owners.get(schema.as_str());
-    if found.is_some_and(|found| found != owner.as_str()) {
-        return Err(Conflict { kind: "schema", name: schema.as_str().to_owned() });
-    }
-    if found.is_some() && is_settled(desired, server, live) {
-        return Ok(None);
+    if found.is_some() && differences(desired, server, live).is_empty() {
+        return None;
     }
     let (writer, reader) = (names.group(RoleName::Writer), names.group(RoleName::Reader));
     let mut commands = Vec::new();
@@ -81,7 +76,7 @@ pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Result<Option
             ));
         }
     }
-    Ok(Some(Statement::transaction("set up the schema", &commands)))
+    Some(Statement::transaction("set up the schema", &commands))
 }
 
 fn rights<'a>(
@@ -93,31 +88,42 @@ fn rights<'a>(
         .flat_map(move |default| [(writer, default, default.writer), (reader, default, default.reader)])
 }
 
-/// Whether every grant and default that we make is there, and PUBLIC has nothing.
-fn is_settled(desired: &Desired, server: &Server, live: &Schemas) -> bool {
+/// What is missing of the grants and defaults that we make, and what everybody has, in words.
+pub(super) fn differences(desired: &Desired, server: &Server, live: &Schemas) -> Vec<String> {
     let names = &desired.names;
     let schema = names.schema.as_str();
     let owner = names.group(RoleName::Owner);
     let (writer, reader) = (names.group(RoleName::Writer), names.group(RoleName::Reader));
     let has_default = |schema: &str, letter: &str, grantee: &str, privilege: &str| {
-        live.defaults.contains(&(
-            schema.to_owned(),
-            letter.to_owned(),
-            grantee.to_owned(),
-            privilege.to_owned(),
-        ))
+        let wanted = [schema, letter, grantee, privilege].map(ToOwned::to_owned);
+        live.defaults.contains(&wanted.into())
     };
-    let has_usage = |role: &Identifier| {
-        live.grants.contains(&(schema.to_owned(), role.as_str().to_owned(), "USAGE".to_owned()))
-    };
-    let is_public_closed = server.leaves_public_open()
-        || !live.grants.iter().any(|(s, grantee, _)| s == "public" && grantee == PUBLIC);
-    is_public_closed
-        && has_usage(writer)
-        && has_usage(reader)
-        && has_default("*", "f", owner.as_str(), "EXECUTE")
-        && !has_default("*", "f", PUBLIC, "EXECUTE")
-        && rights(writer, reader).all(|(role, default, privileges)| {
-            privileges.iter().all(|privilege| has_default(schema, default.letter, role.as_str(), privilege))
-        })
+    let mut differences = Vec::new();
+    if !server.leaves_public_open() {
+        for (_, _, privilege) in
+            live.grants.iter().filter(|(schema, grantee, _)| schema == "public" && grantee == PUBLIC)
+        {
+            differences.push(format!("{PUBLIC} has {privilege} on schema public"));
+        }
+    }
+    for role in [writer, reader] {
+        if !live.grants.contains(&(schema.to_owned(), role.as_str().to_owned(), "USAGE".to_owned())) {
+            differences.push(format!("{} lacks USAGE on schema {schema}", role.as_str()));
+        }
+    }
+    if !has_default("*", "f", owner.as_str(), "EXECUTE") || has_default("*", "f", PUBLIC, "EXECUTE") {
+        differences.push(format!("{PUBLIC} has EXECUTE on FUNCTIONS to come"));
+    }
+    for (role, default, privileges) in rights(writer, reader) {
+        for privilege in privileges {
+            if !has_default(schema, default.letter, role.as_str(), privilege) {
+                differences.push(format!(
+                    "{} lacks {privilege} on {} to come",
+                    role.as_str(),
+                    default.objects
+                ));
+            }
+        }
+    }
+    differences
 }
