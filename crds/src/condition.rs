@@ -14,6 +14,10 @@ pub mod types {
     pub const WORKLOAD_AVAILABLE: &str = "WorkloadAvailable";
     /// Service: every referenced Database has credentials.
     pub const DATABASES_READY: &str = "DatabasesReady";
+    /// Service: what it calls may be called from here.
+    pub const ACCESS_VALID: &str = "AccessValid";
+    /// Service: something that the operator wants to be known; absent otherwise.
+    pub const ADVISORY: &str = "Advisory";
     /// Service: every exposed route is served, and protected where it must be.
     pub const ROUTES_PROGRAMMED: &str = "RoutesProgrammed";
     /// Database, DatabaseClass: the server answers and is the one that is meant.
@@ -28,6 +32,9 @@ pub mod types {
     pub const ACCEPTED: &str = "Accepted";
     /// AuthPolicy: the compiled rules are loaded by every ready Oathkeeper pod.
     pub const PROGRAMMED: &str = "Programmed";
+    /// AuthPolicy: a call without credentials through the edge was refused, on
+    /// every host whose EdgeClass has `spec.probe`.
+    pub const ENFORCED: &str = "Enforced";
     /// AuthClass: the rules of all accepted policies are published.
     pub const PUBLISHED: &str = "Published";
 }
@@ -82,10 +89,34 @@ reasons! {
     ReferenceMissing,
     /// A Service named in `dependsOn` does not exist.
     DependencyMissing,
+    /// `spec.suspend` is set: `Ready` is as it was before.
+    Suspended,
+    /// The label `peristyle.dev/ignore` is set: the object, or the children that the message names, are left alone.
+    Ignored,
+    /// Another manager changes back, again and again, what the operator owns.
+    ForeignManager,
     /// Pods are being replaced or started.
     RolloutInProgress,
-    /// The rollout did not finish within its deadline; the message has the cause.
-    RolloutFailed,
+    /// The rollout did not finish within its deadline.
+    ProgressDeadlineExceeded,
+    /// Pods run and none passes its readiness check, although all did before.
+    PodsNotReady,
+    /// A container ends again and again; the message has its exit code and the restarts.
+    CrashLoopBackOff,
+    /// A container used more memory than its limit.
+    OOMKilled,
+    /// A container ended or cannot be started.
+    ContainerFailed,
+    /// The image cannot be pulled.
+    ImagePullBackOff,
+    /// A container refers to a Secret, a ConfigMap or a key that does not exist.
+    CreateContainerConfigError,
+    /// No node takes the pod; the message is the scheduler's.
+    Unschedulable,
+    /// A ResourceQuota admits no further pod.
+    QuotaExceeded,
+    /// The API server refuses the pods, for example by Pod Security.
+    PodsRefused,
     /// A hook is running; the Deployment waits.
     HookRunning,
     /// A hook failed; the Deployment is held back.
@@ -106,6 +137,12 @@ reasons! {
     IssuerNotAllowed,
     /// Rules are published and not yet confirmed by every ready Oathkeeper pod.
     PropagatingRules,
+    /// A call without credentials through the edge has not been refused as it must be.
+    ProbeFailed,
+    /// Something else answers for the host: a call without credentials was let in.
+    Overridden,
+    /// The edge has not loaded the routes or the addresses of the pods yet.
+    PropagatingRoutes,
     /// Keto did not answer or refused.
     KetoUnavailable,
     /// No ready Oathkeeper pod.

@@ -5,6 +5,7 @@
 //! built from Go modules, the root file systems come from Debian packages and
 //! the images are written as archives that containerd imports.
 
+pub mod bench;
 pub mod calls;
 pub mod checks;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod daemon;
 pub mod demo;
 pub mod example;
 pub mod faults;
+pub mod gate;
 pub mod images;
 pub mod kubectl;
 pub mod node;

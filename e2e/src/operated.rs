@@ -78,6 +78,12 @@ impl Operated {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    /// The control plane.
+    #[must_use]
+    pub const fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
     fn cut_off(&mut self) {
         if let Some(operator) = self.operator.take() {
             operator.abort();

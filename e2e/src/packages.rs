@@ -1,6 +1,11 @@
 //! The Debian packages that the sandbox runs programs of.
 
-use anyhow::{Result, bail};
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
 use nix::unistd::geteuid;
 use tokio::process::Command;
 
@@ -55,12 +60,43 @@ pub async fn ensure(wanted: &'static [&'static str], progress: &Progress) -> Res
 }
 
 async fn apt(missing: &[&str]) -> Result<()> {
+    let _started_by_nobody = NoServices::declare(Path::new(POLICY))?;
     let log = cache_dir("logs")?.join("apt.log");
     let mut update = Command::new("apt-get");
     command::logged(update.arg("update"), &log).await?;
     let mut install = Command::new("apt-get");
     install.args(["install", "--yes", "--no-install-recommends"]).args(missing);
     command::logged(install.env("DEBIAN_FRONTEND", "noninteractive"), &log).await
+}
+
+/// What Debian's maintainer scripts ask before they start a service (Debian
+/// Policy 9.3.3.2, invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// While it lives, new packages start no service: the sandbox runs a containerd
+/// and servers of its own, and the machine's stays as it is.
+struct NoServices(Option<PathBuf>);
+
+impl NoServices {
+    fn declare(policy: &Path) -> Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(policy);
+        match file.and_then(|mut file| file.write_all(b"#!/bin/sh\n# Forbidden by policy.\nexit 101\n")) {
+            Ok(()) => Ok(Self(Some(policy.to_owned()))),
+            // The machine has a policy, which decides.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self(None)),
+            Err(error) => Err(error).with_context(|| format!("cannot write {}", policy.display())),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = &self.0
+            && let Err(error) = fs::remove_file(policy)
+        {
+            eprintln!("remove {}, or no service of a new package starts: {error}", policy.display());
+        }
+    }
 }
 
 fn missing(wanted: &[&'static str], known: &str) -> Vec<&'static str> {
@@ -71,6 +107,21 @@ fn missing(wanted: &[&'static str], known: &str) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_are_forbidden_only_meanwhile_and_never_against_the_machines_policy() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = dir.path().join("policy-rc.d");
+        let forbidden = NoServices::declare(&policy).unwrap();
+        let status = std::process::Command::new(&policy).args(["containerd", "start"]).status().unwrap();
+        assert_eq!(status.code(), Some(101), "invoke-rc.d takes 101 for forbidden");
+        drop(forbidden);
+        assert!(!policy.exists());
+
+        fs::write(&policy, "the machine's").unwrap();
+        drop(NoServices::declare(&policy).unwrap());
+        assert_eq!(fs::read_to_string(&policy).unwrap(), "the machine's");
+    }
 
     #[test]
     fn a_removed_or_unknown_package_is_missing() {

@@ -6,7 +6,7 @@ use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::Ipv4Net;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,6 +44,7 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
     let progress = Progress::default();
     let _lock = state.lock()?;
     if runs(state).await {
+        ensure_same(state, wanted)?;
         progress.say("the sandbox is up already");
         return Ok(());
     }
@@ -139,6 +140,25 @@ pub fn log(state: &State, component: &str) -> Result<PathBuf> {
         .collect();
     names.sort();
     Err(anyhow!("there is no log of {component:?}; there are: {}", names.join(", ")))
+}
+
+/// Refuses to take the cluster that is up for one of another kind.
+fn ensure_same(state: &State, wanted: &Wanted) -> Result<()> {
+    let up = state.settings()?.map(|settings| settings.cluster);
+    let is_same = match (wanted, &up) {
+        (Wanted::Full { .. }, Some(Kind::Full { .. }))
+        | (Wanted::ControlPlane, Some(Kind::ControlPlane { .. })) => true,
+        (Wanted::Existing { kubeconfig, context }, Some(Kind::Existing { kubeconfig: of, context: its })) => {
+            fs::canonicalize(kubeconfig)? == *of && context == its
+        }
+        _ => false,
+    };
+    ensure!(
+        is_same,
+        "another cluster is up in {}: run `cargo sandbox down` first, or name another --state-dir",
+        state.dir().display()
+    );
+    Ok(())
 }
 
 /// Whether everything that `up` started still works.

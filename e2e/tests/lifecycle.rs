@@ -204,6 +204,43 @@ fn a_control_plane_serves_and_leaves_nothing() {
     assert!(!sandbox.dir.path().exists());
 }
 
+#[test]
+fn a_cluster_that_exists_is_used_and_left_alone() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let [existing, adopting] = [Sandbox::new(), Sandbox::new()];
+    existing.run(&["up", "--control-plane"]);
+    let processes = processes_of(existing.path());
+    let kubeconfig = existing.dir.path().join("kubeconfig");
+    let up = ["up", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    adopting.run(&up);
+    assert_eq!(adopting.run(&["kubeconfig"]).trim(), kubeconfig.to_str().unwrap());
+    assert!(adopting.run(&["status"]).contains("existing cluster"));
+    assert!(adopting.run(&up).contains("up already"), "a second up did something");
+
+    let output = adopting.command(&["up", "--control-plane"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("another cluster is up"), "{said}");
+
+    adopting.run(&["down"]);
+    assert!(!adopting.dir.path().exists());
+    assert_eq!(processes_of(existing.path()), processes, "the cluster was not left alone");
+    assert!(existing.kubectl("get --raw /readyz").contains("ok"));
+    existing.run(&["down"]);
+}
+
+#[test]
+fn a_context_that_does_not_exist_is_named() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let [existing, adopting] = [Sandbox::new(), Sandbox::new()];
+    existing.run(&["up", "--control-plane"]);
+    let kubeconfig = existing.dir.path().join("kubeconfig");
+    let arguments = ["up", "--kubeconfig", kubeconfig.to_str().unwrap(), "--context", "elsewhere"];
+    let output = adopting.command(&arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("elsewhere"), "{said}");
+    existing.run(&["down"]);
+}
+
 #[tokio::test]
 async fn a_control_plane_of_a_test_ends_when_it_is_dropped() {
     let plane = ControlPlane::start().await.unwrap();

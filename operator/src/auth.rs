@@ -14,4 +14,5 @@ pub mod publications;
 pub mod rejection;
 pub mod relations;
 pub mod rule;
+pub mod witness;
 pub mod world;

@@ -64,6 +64,18 @@ pub fn worst(findings: &[Finding]) -> Option<&Finding> {
         .find_map(|state| findings.iter().find(|finding| finding.state == state))
 }
 
+/// What `Ready` says where no finding is bad.
+#[must_use]
+pub fn good(findings: &[Finding]) -> Finding {
+    let said = findings.iter().find(|finding| finding.condition == types::READY);
+    said.cloned().unwrap_or_else(|| Finding::good(types::READY, "all is as the spec says"))
+}
+
+/// Nothing is in progress while the operator leaves an object alone.
+fn is_pause(reason: Reason) -> bool {
+    matches!(reason, Reason::Suspended | Reason::Ignored)
+}
+
 /// The conditions that say what `findings` say, with `Ready` first.
 ///
 /// `Ready` repeats the worst finding. `Reconciling` and `Stalled` are there
@@ -78,13 +90,11 @@ pub fn conditions(
     now: Timestamp,
 ) -> Vec<Condition> {
     let mut wanted: Vec<(&str, &str, Reason, String)> = Vec::new();
-    match worst(findings) {
-        None => wanted.push((types::READY, "True", Reason::Succeeded, "all is as the spec says".to_owned())),
-        Some(worst) => {
-            wanted.push((types::READY, status(worst.state), worst.reason, worst.message.clone()));
-            let companion = if worst.state == State::Stalled { types::STALLED } else { types::RECONCILING };
-            wanted.push((companion, "True", worst.reason, worst.message.clone()));
-        }
+    let ready = worst(findings).cloned().unwrap_or_else(|| good(findings));
+    wanted.push((types::READY, status(ready.state), ready.reason, ready.message.clone()));
+    if ready.state != State::Good && !is_pause(ready.reason) {
+        let companion = if ready.state == State::Stalled { types::STALLED } else { types::RECONCILING };
+        wanted.push((companion, "True", ready.reason, ready.message));
     }
     for finding in findings.iter().filter(|finding| finding.condition != types::READY) {
         wanted.push((finding.condition, status(finding.state), finding.reason, finding.message.clone()));
@@ -103,7 +113,7 @@ pub fn conditions(
             }
         })
         .collect();
-    let momentary = [types::READY, types::RECONCILING, types::STALLED];
+    let momentary = [types::READY, types::RECONCILING, types::STALLED, types::ADVISORY];
     for old in previous {
         if !momentary.contains(&old.type_.as_str()) && !result.iter().any(|c| c.type_ == old.type_) {
             result.push(old.clone());

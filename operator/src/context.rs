@@ -3,8 +3,8 @@
 use kube::Client;
 
 use crate::{
-    apply::Applier, auth::publications::Publications, backoff::Backoff, config::Config, events::Events,
-    external::postgres::Servers, metrics::Metrics, stores::Stores,
+    apply::Applier, auth::publications::Publications, backoff::Backoff, config::Config, edge::proofs::Proofs,
+    events::Events, external::postgres::Servers, metrics::Metrics, stores::Stores,
 };
 
 /// Shared by all controllers of the process.
@@ -19,6 +19,8 @@ pub struct Context {
     pub stores: Stores,
     /// Which rule sets are live.
     pub publications: Publications,
+    /// What is proved of published routes.
+    pub proofs: Proofs,
     /// Database servers: how many connections, when to try again.
     pub servers: Servers,
     /// Writer of children.

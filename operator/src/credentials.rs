@@ -1,10 +1,11 @@
-//! Secrets with a generated password. The Secret is written before the server
-//! learns the password: after a crash in between the password is still known.
+//! Secrets with a generated password.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use peristyle_crds::FIELD_MANAGER;
 
@@ -26,8 +27,7 @@ pub struct Stored {
 /// The password in the Secret of `metadata`, with the rest of the Secret as
 /// `build` makes it from the password.
 ///
-/// A Secret that is missing is created with a new password, also where one of
-/// a deleted object of the same name still lies. A password that is
+/// A Secret that is missing is created with a new password. A password that is
 /// not one of ours (edited by hand) is replaced.
 ///
 /// # Errors
@@ -38,49 +38,87 @@ pub async fn ensure(
     metadata: &ObjectMeta,
     build: impl Fn(&Password) -> Secret,
 ) -> Result<Stored, Error> {
-    let name = metadata.name.clone().unwrap_or_default();
-    let api: Api<Secret> =
-        Api::namespaced(ctx.client.clone(), metadata.namespace.as_deref().unwrap_or_default());
-    let owner = metadata.owner_references.iter().flatten().next();
-    let mut live = within_deadline("get", &name, api.get_opt(&name)).await?;
-    if let Some(orphan) = live.as_ref().filter(|live| owner.is_some_and(|o| is_of_predecessor(live, o))) {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: orphan.uid(), resource_version: None }),
-            ..DeleteParams::background()
-        };
-        match within_deadline("delete", &name, api.delete(&name, &params)).await {
-            Err(Error::Request { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_not_found()) =>
-                {}
-            result => drop(result?),
-        }
-        live = None;
-    }
-    if live.is_none() {
-        let password = Password::generate();
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        match within_deadline("create", &name, api.create(&params, &build(&password))).await {
-            Ok(created) => return Ok(stored(password, &created)),
-            // Another was faster: its password may already be on the server.
-            Err(Error::Request { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_already_exists()) =>
-            {
-                live = within_deadline("get", &name, api.get_opt(&name)).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let Some(live) = live.filter(|live| owner.is_some_and(|o| is_controlled_by(live, &o.uid))) else {
-        return Err(Error::NameConflict { kind: "Secret".to_owned(), name });
-    };
-    let kept = live.data.iter().flatten().find(|(key, _)| *key == PASSWORD);
-    let kept = kept.and_then(|(_, value)| Password::from_secret(&value.0));
+    let live = read(ctx, metadata).await?;
+    let kept = live.as_ref().and_then(|live| live.data.as_ref()?.get(PASSWORD));
+    let kept = kept.and_then(|value| Password::from_secret(&value.0));
     let password = kept.unwrap_or_else(Password::generate);
-    let desired = build(&password);
-    let has_labels = desired.labels().iter().all(|(key, value)| live.labels().get(key) == Some(value));
-    if has_labels && live.data == desired.data && live.type_ == desired.type_ {
-        return Ok(stored(password, &live));
+    let resource_version = write(ctx, live.as_ref(), build(&password)).await?;
+    Ok(Stored { password, resource_version })
+}
+
+/// The Secret of `metadata` as it is now. One that an object of the same name
+/// left behind, which is gone, is deleted first.
+///
+/// # Errors
+/// [`Error::NameConflict`] when a Secret of that name is not ours;
+/// [`Error::Request`] when the API server refuses.
+pub async fn read(ctx: &Context, metadata: &ObjectMeta) -> Result<Option<Secret>, Error> {
+    let name = metadata.name.clone().unwrap_or_default();
+    let api = api(ctx, metadata);
+    let owner = metadata.owner_references.iter().flatten().next();
+    let Some(live) = within_deadline("get", &name, api.get_opt(&name)).await? else {
+        return Ok(None);
+    };
+    if owner.is_some_and(|owner| is_controlled_by(&live, &owner.uid)) {
+        return Ok(Some(live));
     }
-    let applied = ctx.applier.apply(None, &desired).await?;
-    Ok(stored(password, &applied))
+    if !owner.is_some_and(|owner| is_of_predecessor(&live, owner)) {
+        return Err(Error::NameConflict { kind: "Secret".to_owned(), name });
+    }
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
+        ..DeleteParams::background()
+    };
+    match within_deadline("delete", &name, api.delete(&name, &params)).await {
+        Err(Error::Request { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.is_not_found()) => {
+        }
+        result => drop(result?),
+    }
+    Ok(None)
+}
+
+/// Makes the Secret as `desired`; its version. Nothing is sent when `live`, as
+/// [`read`] returned it, is that already.
+///
+/// A write that arrives late, after another one, is refused by the API server:
+/// no older password can replace a newer one.
+///
+/// # Errors
+/// [`Error::Request`] when the API server refuses, also because the Secret was
+/// changed or made since `live` was read.
+pub async fn write(
+    ctx: &Context,
+    live: Option<&Secret>,
+    mut desired: Secret,
+) -> Result<Option<String>, Error> {
+    let name = desired.name_any();
+    let api = api(ctx, &desired.metadata);
+    let Some(live) = live else {
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let created = within_deadline("create", &name, api.create(&params, &desired)).await?;
+        return Ok(created.resource_version());
+    };
+    let data = |secret: &Secret| secret.data.clone().unwrap_or_default();
+    if contains(live.labels(), desired.labels())
+        && contains(live.annotations(), desired.annotations())
+        && contains(&data(live), &data(&desired))
+        && live.type_ == desired.type_
+    {
+        return Ok(live.resource_version());
+    }
+    desired.metadata.resource_version = live.resource_version();
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let applied = within_deadline("patch", &name, api.patch(&name, &params, &Patch::Apply(&desired))).await?;
+    Ok(applied.resource_version())
+}
+
+/// Whether `live` has every entry of `wanted`; entries of others are theirs.
+fn contains<V: PartialEq>(live: &BTreeMap<String, V>, wanted: &BTreeMap<String, V>) -> bool {
+    wanted.iter().all(|(key, value)| live.get(key) == Some(value))
+}
+
+fn api(ctx: &Context, metadata: &ObjectMeta) -> Api<Secret> {
+    Api::namespaced(ctx.client.clone(), metadata.namespace.as_deref().unwrap_or_default())
 }
 
 /// Whether `secret` belonged to an object of the owner's name that is gone,
@@ -93,10 +131,6 @@ fn is_of_predecessor(secret: &Secret, owner: &OwnerReference) -> bool {
             && found.name == owner.name
             && found.uid != owner.uid
     })
-}
-
-fn stored(password: Password, secret: &Secret) -> Stored {
-    Stored { password, resource_version: secret.resource_version() }
 }
 
 async fn within_deadline<T>(

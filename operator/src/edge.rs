@@ -1,5 +1,6 @@
 //! Hosts, routes and the edges that serve them.
 
 pub mod claims;
+pub mod proofs;
 pub mod route;
 pub mod traefik;

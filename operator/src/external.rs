@@ -4,3 +4,5 @@ pub mod http;
 pub mod keto;
 pub mod oathkeeper;
 pub mod postgres;
+pub mod probe;
+pub mod traefik;

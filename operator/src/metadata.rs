@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
-use peristyle_crds::names::{MANAGED_BY, MANAGED_BY_LABEL};
+use peristyle_crds::names::{IGNORE_LABEL, MANAGED_BY, MANAGED_BY_LABEL};
 
 /// The label that ties a child to its owner, and the owner.
 #[derive(Clone, Debug)]
@@ -78,4 +78,10 @@ impl Owner {
 #[must_use]
 pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
     object.meta().owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
+}
+
+/// Whether somebody asked that the operator leave `object` alone.
+#[must_use]
+pub fn is_ignored<K: Resource>(object: &K) -> bool {
+    object.meta().labels.as_ref().and_then(|labels| labels.get(IGNORE_LABEL)).is_some_and(|v| v == "true")
 }

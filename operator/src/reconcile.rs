@@ -244,7 +244,7 @@ where
     if is_transition {
         let finding = conditions::worst(&outcome.findings)
             .cloned()
-            .unwrap_or_else(|| Finding::good(types::READY, "all is as the spec says"));
+            .unwrap_or_else(|| conditions::good(&outcome.findings));
         ctx.events.transition(object, &finding).await;
     }
     Ok(())

@@ -7,6 +7,8 @@ use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Namespace, Pod, Secret, Service as CoreService, ServiceAccount},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher};
 use peristyle_crds::{
@@ -50,6 +52,10 @@ pub struct Stores {
     pub service_accounts: Watched<ServiceAccount>,
     /// Our hook Jobs.
     pub jobs: Watched<Job>,
+    /// Our NetworkPolicies.
+    pub network_policies: Watched<NetworkPolicy>,
+    /// Our PodDisruptionBudgets.
+    pub disruption_budgets: Watched<PodDisruptionBudget>,
     /// Our pods, for what keeps them from running.
     pub pods: Watched<Pod>,
     /// All Secrets, metadata only: references of workloads, credentials of ours.
@@ -89,6 +95,8 @@ impl Stores {
             core_services: Watched::start(Api::all(c()), ours()),
             service_accounts: Watched::start(Api::all(c()), ours()),
             jobs: Watched::start(Api::all(c()), ours()),
+            network_policies: Watched::start(Api::all(c()), ours()),
+            disruption_budgets: Watched::start(Api::all(c()), ours()),
             pods: Watched::start(Api::all(c()), ours()),
             secrets: Watched::start(Api::all(c()), all()),
             config_maps: Watched::start(Api::all(c()), all()),
@@ -116,6 +124,8 @@ impl Stores {
             self.core_services.ready(),
             self.service_accounts.ready(),
             self.jobs.ready(),
+            self.network_policies.ready(),
+            self.disruption_budgets.ready(),
             self.pods.ready(),
             self.secrets.ready(),
             self.config_maps.ready(),

@@ -274,7 +274,8 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
 
     let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
     let publish = |hash: &str, standing: Standing| {
-        let publication = Publication { hash: hash.to_owned(), standing, tuples: None };
+        let publication =
+            Publication { hash: hash.to_owned(), standing, tuples: None, allowed: std::sync::Arc::default() };
         publications.replace("class", [(key.clone(), publication)].into(), Refusals::new());
     };
     publish(&hash, Standing::Live);

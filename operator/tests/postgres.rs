@@ -8,7 +8,9 @@ mod server;
 use std::collections::BTreeMap;
 
 use peristyle::{
-    external::postgres::{Error, Tls, check_login, drop_database, provision, set_password},
+    external::postgres::{
+        Error, Session, Tls, check_login, drop_database, open_login, provision, retire_login,
+    },
     sql::{
         Statement,
         catalog::{self, Catalog, Schemas},
@@ -18,7 +20,7 @@ use peristyle::{
         plan::{self, Desired, Login},
     },
 };
-use peristyle_crds::v1alpha1::database::RoleName;
+use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 use server::{ADMINS, Account, Admin, Server};
 
 type Passwords = BTreeMap<RoleName, Password>;
@@ -35,13 +37,31 @@ fn passwords() -> Passwords {
     ROLES.map(|role| (role, Password::generate())).into()
 }
 
+/// Provisions and opens the first login of each role that is not open.
+async fn establish(
+    session: &Session,
+    desired: &Desired,
+    passwords: &Passwords,
+    expected: Option<&str>,
+) -> Result<catalog::Server, Error> {
+    let provisioned = provision(session, desired, expected).await?;
+    for login in &desired.logins {
+        let name = desired.names.login(login.role, Slot::A).as_str();
+        if provisioned.catalog.roles.get(name).is_none_or(|live| !live.can_login) {
+            let catalog = &provisioned.catalog;
+            open_login(session, desired, catalog, *login, Slot::A, &passwords[&login.role]).await?;
+        }
+    }
+    Ok(provisioned.server)
+}
+
 async fn connect(
     server: &Server,
     desired: &Desired,
     passwords: &Passwords,
     role: RoleName,
 ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-    let login = Account::new(desired.names.login(role).as_str(), passwords[&role].expose());
+    let login = Account::new(desired.names.login(role, Slot::A).as_str(), passwords[&role].expose());
     server.client(&login, desired.names.database.as_str()).await
 }
 
@@ -77,16 +97,17 @@ async fn provisioning_works_and_the_second_run_changes_nothing_and_no_log_has_a_
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let (desired, passwords) = (desired(name, "uid-1"), passwords());
         let session = server.session(admin).await;
-        let facts = provision(&session, &desired, &passwords, None).await.unwrap();
+        let facts = establish(&session, &desired, &passwords, None).await.unwrap();
         assert_eq!(facts.is_superuser, matches!(admin, Admin::Superuser));
         assert_eq!(facts.missing(), Vec::<&str>::new());
         assert_works(&server, &desired, &passwords).await;
 
         let before = server.log().len();
-        provision(&session, &desired, &passwords, Some(&facts.system_identifier)).await.unwrap();
+        establish(&session, &desired, &passwords, Some(&facts.system_identifier)).await.unwrap();
         for role in ROLES {
             let endpoint = server.endpoint("127.0.0.1");
-            let answer = check_login(&session, &endpoint, &desired.names, role, &passwords[&role]).await;
+            let answer =
+                check_login(&session, &endpoint, &desired.names, role, Slot::A, &passwords[&role]).await;
             assert_eq!(answer.unwrap(), Ok(()));
         }
         let log = server.log();
@@ -106,7 +127,7 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let (desired, mine) = (desired(name, "uid-1"), passwords());
         let session = server.session(admin).await;
-        provision(&session, &desired, &mine, None).await.unwrap();
+        establish(&session, &desired, &mine, None).await.unwrap();
         let owner = connect(&server, &desired, &mine, RoleName::Owner).await.unwrap();
         owner.batch_execute("CREATE TABLE t (id int)").await.unwrap();
         for sql in [
@@ -143,9 +164,9 @@ async fn each_role_can_do_its_work_and_nothing_else() {
     }
     let third = (self::desired("third", "uid-3"), passwords());
     let session = server.session(Admin::CreateRole).await;
-    provision(&session, &third.0, &third.1, None).await.unwrap();
+    establish(&session, &third.0, &third.1, None).await.unwrap();
     for role in ROLES {
-        let stranger = Account::new(third.0.names.login(role).as_str(), third.1[&role].expose());
+        let stranger = Account::new(third.0.names.login(role, Slot::A).as_str(), third.1[&role].expose());
         let error = server.client(&stranger, "first").await.err().unwrap();
         assert_eq!(error.code().unwrap().code(), "42501", "{role:?} of another tenant");
     }
@@ -167,12 +188,14 @@ fn script(desired: &Desired, admin: Admin, passwords: &Passwords) -> Vec<(bool, 
         owners: [("public".to_owned(), "pg_database_owner".to_owned())].into(),
         ..Schemas::default()
     };
-    let verifiers = passwords.iter().map(|(role, p)| (*role, p.verifier())).collect();
     let outside = |statement| (false, statement);
     let mut script: Vec<_> =
         plan::database::plan(desired, &empty).unwrap().into_iter().map(outside).collect();
     script.extend(plan::schema::plan(desired, &facts, &fresh).unwrap().map(|s| (true, s)));
-    script.extend(plan::logins::plan(desired, &empty, &verifiers).into_iter().map(outside));
+    for login in &desired.logins {
+        let verifier = passwords[&login.role].verifier();
+        script.push(outside(plan::logins::open(desired, *login, Slot::A, &empty, &verifier)));
+    }
     script
 }
 
@@ -206,7 +229,7 @@ async fn a_run_after_a_crash_at_any_statement_ends_as_if_nothing_had_happened() 
                 }
                 connection.close().await;
             }
-            provision(&session, &desired, &passwords, None)
+            establish(&session, &desired, &passwords, None)
                 .await
                 .unwrap_or_else(|error| panic!("{admin:?} after {crash} statements: {error}"));
             assert_works(&server, &desired, &passwords).await;
@@ -224,7 +247,7 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
         let session = server.session(admin).await;
         let before = server.log().len();
         for (name, kind) in [("byhand", "database"), ("group", "role")] {
-            let error = provision(&session, &desired(name, "uid-1"), &passwords(), None).await.unwrap_err();
+            let error = establish(&session, &desired(name, "uid-1"), &passwords(), None).await.unwrap_err();
             assert!(matches!(&error, Error::Conflict(conflict) if conflict.kind == kind), "{error}");
         }
         let log = server.log();
@@ -236,10 +259,10 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
     server.superuser("byhand").await;
 
     let session = server.session(Admin::CreateRole).await;
-    provision(&session, &desired("shop", "uid-1"), &passwords(), None).await.unwrap();
+    establish(&session, &desired("shop", "uid-1"), &passwords(), None).await.unwrap();
     let stranger =
         Desired { marker: Marker::new("uid-2", "cluster", "elsewhere", "shop"), ..desired("shop", "uid-2") };
-    let error = provision(&session, &stranger, &passwords(), None).await.unwrap_err();
+    let error = establish(&session, &stranger, &passwords(), None).await.unwrap_err();
     assert!(matches!(error, Error::Conflict(_)), "{error}");
     drop_database(&session, &stranger, None).await.unwrap();
     server.superuser("shop").await;
@@ -251,24 +274,49 @@ async fn the_successor_of_a_retained_database_takes_it_back_with_new_passwords()
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let session = server.session(admin).await;
         let (before, old) = (desired(name, "uid-1"), passwords());
-        provision(&session, &before, &old, None).await.unwrap();
+        establish(&session, &before, &old, None).await.unwrap();
         let owner = connect(&server, &before, &old, RoleName::Owner).await.unwrap();
         owner.batch_execute("CREATE TABLE kept (id int)").await.unwrap();
 
         let (after, new) = (desired(name, "uid-2"), passwords());
         drop_database(&session, &after, None).await.unwrap();
-        provision(&session, &after, &new, None).await.unwrap();
+        establish(&session, &after, &new, None).await.unwrap();
         let endpoint = server.endpoint("127.0.0.1");
         for role in ROLES {
-            let refusal = check_login(&session, &endpoint, &after.names, role, &new[&role]).await.unwrap();
-            assert_eq!(refusal.unwrap_err().code, "28P01");
-            set_password(&session, &after.names, role, &new[&role]).await.unwrap();
-            let answer = check_login(&session, &endpoint, &after.names, role, &new[&role]).await.unwrap();
-            assert_eq!(answer, Ok(()));
+            let check = || check_login(&session, &endpoint, &after.names, role, Slot::A, &new[&role]);
+            assert_eq!(check().await.unwrap(), Ok(()));
+            assert!(connect(&server, &before, &old, role).await.is_err(), "the old password of {role:?}");
         }
         let reader = connect(&server, &after, &new, RoleName::Reader).await.unwrap();
         reader.batch_execute("SELECT * FROM kept").await.unwrap();
-        assert!(connect(&server, &before, &old, RoleName::Writer).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_login_is_retired_when_its_last_session_has_ended() {
+    let server = Server::start().await;
+    for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
+        let session = server.session(admin).await;
+        let (desired, old) = (desired(name, "uid-1"), passwords());
+        establish(&session, &desired, &old, None).await.unwrap();
+        let open = connect(&server, &desired, &old, RoleName::Writer).await.unwrap();
+        let writer = Login { role: RoleName::Writer, connection_limit: 3 };
+        let catalog = provision(&session, &desired, None).await.unwrap().catalog;
+        let new = Password::generate();
+        open_login(&session, &desired, &catalog, writer, Slot::B, &new).await.unwrap();
+        let endpoint = server.endpoint("127.0.0.1");
+        let check = || check_login(&session, &endpoint, &desired.names, RoleName::Writer, Slot::B, &new);
+        assert_eq!(check().await.unwrap(), Ok(()));
+
+        let retire = || retire_login(&session, &desired.names, RoleName::Writer, Slot::A);
+        assert_eq!(retire().await.unwrap(), 1);
+        open.batch_execute("SELECT 1").await.unwrap();
+        connect(&server, &desired, &old, RoleName::Writer).await.map(drop).unwrap();
+        drop(open);
+        while retire().await.unwrap() > 0 {}
+        let error = connect(&server, &desired, &old, RoleName::Writer).await.err().unwrap();
+        assert_eq!(error.code().unwrap().code(), "28P01");
+        assert_eq!(check().await.unwrap(), Ok(()));
     }
 }
 
@@ -278,7 +326,7 @@ async fn drift_is_repaired() {
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let session = server.session(admin).await;
         let (desired, passwords) = (desired(name, "uid-1"), passwords());
-        provision(&session, &desired, &passwords, None).await.unwrap();
+        establish(&session, &desired, &passwords, None).await.unwrap();
         let superuser = server.superuser("postgres").await;
         for sql in [
             format!("GRANT CONNECT ON DATABASE {name} TO PUBLIC"),
@@ -290,14 +338,14 @@ async fn drift_is_repaired() {
         ] {
             superuser.batch_execute(&sql).await.unwrap();
         }
-        provision(&session, &desired, &passwords, None).await.unwrap();
+        establish(&session, &desired, &passwords, None).await.unwrap();
         let owner = connect(&server, &desired, &passwords, RoleName::Owner).await.unwrap();
         owner.batch_execute("DROP SCHEMA app CASCADE").await.unwrap();
-        provision(&session, &desired, &passwords, None).await.unwrap();
+        establish(&session, &desired, &passwords, None).await.unwrap();
         assert_works(&server, &desired, &passwords).await;
 
         let fewer = Desired { logins: desired.logins[..2].to_vec(), ..desired.clone() };
-        provision(&session, &fewer, &passwords, None).await.unwrap();
+        establish(&session, &fewer, &passwords, None).await.unwrap();
         let error = connect(&server, &desired, &passwords, RoleName::Reader).await.err().unwrap();
         assert_eq!(error.code().unwrap().code(), "28P01", "a login nobody asks for is shut");
         let public = superuser
@@ -317,7 +365,7 @@ async fn dropping_ends_sessions_and_leaves_nothing_and_can_be_repeated() {
     for (admin, name) in ADMINS.into_iter().zip(["first", "second"]) {
         let session = server.session(admin).await;
         let (desired, passwords) = (desired(name, "uid-1"), passwords());
-        let facts = provision(&session, &desired, &passwords, None).await.unwrap();
+        let facts = establish(&session, &desired, &passwords, None).await.unwrap();
         let error = drop_database(&session, &desired, Some("another")).await.unwrap_err();
         assert!(matches!(error, Error::OtherServer { .. }), "{error}");
         let open = connect(&server, &desired, &passwords, RoleName::Writer).await.unwrap();
@@ -351,8 +399,8 @@ async fn another_tenants_grant_that_keeps_a_role_is_named() {
     let session = server.session(Admin::CreateRole).await;
     let (ours, theirs) = (desired("ours", "uid-1"), desired("theirs", "uid-2"));
     let secrets = passwords();
-    provision(&session, &ours, &secrets, None).await.unwrap();
-    provision(&session, &theirs, &secrets, None).await.unwrap();
+    establish(&session, &ours, &secrets, None).await.unwrap();
+    establish(&session, &theirs, &secrets, None).await.unwrap();
     let owner = connect(&server, &theirs, &secrets, RoleName::Owner).await.unwrap();
     owner.batch_execute("CREATE TABLE t (id int); GRANT SELECT ON t TO ours_writer").await.unwrap();
     let error = drop_database(&session, &ours, None).await.unwrap_err();
@@ -365,7 +413,7 @@ async fn certificate_and_host_name_are_checked() {
     let tls = Tls::VerifyFull { authorities: server.authorities() };
     let session = server.session_with(Admin::CreateRole, "localhost", tls.clone()).await;
     let (desired, passwords) = (desired("shop", "uid-1"), passwords());
-    provision(&session, &desired, &passwords, None).await.unwrap();
+    establish(&session, &desired, &passwords, None).await.unwrap();
 
     let wrong_name = server.session_with(Admin::CreateRole, "127.0.0.1", tls).await;
     let error = wrong_name.maintenance().await.err().unwrap();

@@ -4,7 +4,8 @@
 use peristyle::{
     conditions::State,
     controllers::service::{
-        observe::{DatabaseView, Observed, Reference, ready_addresses, references},
+        observe::{DatabaseView, DependencyView, Observed, ready_addresses},
+        references::{Reference, required},
         validate::{Validated, validate},
     },
     edge::route::{Guard, RouteProtection},
@@ -26,6 +27,7 @@ fn database(is_ready: bool, roles: &[RoleName]) -> Observed {
         is_ready,
         message: "server down".to_owned(),
         secrets: roles.iter().map(|role| (*role, format!("{role:?}").to_lowercase())).collect(),
+        server: None,
     };
     Observed { databases: [("o".to_owned(), view)].into(), ..Observed::default() }
 }
@@ -89,13 +91,21 @@ fn a_missing_dependency_holds_the_rollout_and_is_named() {
     let validated = validate(&service(spec), &Observed::default()).unwrap();
     let (reason, message) = held(&validated).unwrap();
     assert_eq!(reason, Reason::DependencyMissing);
-    assert_eq!(message, "Service billing/payments, on which this one depends as pay, does not exist");
+    assert_eq!(
+        message,
+        "Service billing/payments, on which this one depends as pay, \
+         does not exist or does not list service orders of namespace shop in its spec.access.inbound"
+    );
 }
 
 #[test]
 fn a_dependency_is_called_at_the_port_of_its_core_service() {
     let observed = Observed {
-        dependencies: [(("shop".to_owned(), "payments".to_owned()), 80)].into(),
+        dependencies: [(
+            ("shop".to_owned(), "payments".to_owned()),
+            DependencyView { service_port: 80, ..DependencyView::default() },
+        )]
+        .into(),
         ..Observed::default()
     };
     let spec = "dependsOn: [{name: pay-er, service: payments}]";
@@ -111,7 +121,7 @@ fn only_required_references_count() {
         {name: C, valueFrom: {secretKeyRef: {name: s, key: l}}}], \
         envFrom: [{configMapRef: {name: m}}, {secretRef: {name: t, optional: true}}]";
     let expected = [Reference::Secret("s".to_owned()), Reference::ConfigMap("m".to_owned())];
-    assert_eq!(references(&service(spec)), expected);
+    assert_eq!(required(&service(spec)), expected);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use super::PathMatch;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type=='Programmed')].status"),
+    printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type=='Enforced')].status"),
     printcolumn(name = "Hash", type_ = "string", json_path = ".status.compiledHash"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1),
@@ -289,7 +290,7 @@ pub struct AuthPolicyStatus {
     /// Generation of the spec that this status speaks of; -1 before the first look.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Ready, Reconciling, Stalled, Accepted, Programmed.
+    /// Ready, Reconciling, Stalled, Accepted, Programmed, Enforced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -1,11 +1,12 @@
 //! `Database`: one database with its own roles, credentials and life cycle.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LocalName;
+use crate::duration::Duration;
 
 /// What the database is called, who may use it and what happens at its end.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -31,6 +32,11 @@ use super::LocalName;
     ),
     printcolumn(name = "Class", type_ = "string", json_path = ".status.server.class"),
     printcolumn(name = "Database", type_ = "string", json_path = ".status.databaseName"),
+    printcolumn(
+        name = "Rotated",
+        type_ = "date",
+        json_path = ".status.roles[?(@.role=='Writer')].rotatedAt"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Message",
@@ -60,6 +66,11 @@ pub struct DatabaseSpec {
     /// The built-in roles and where their credentials go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Roles>,
+
+    /// How passwords change. The annotation `peristyle.dev/rotate` with a value that was not
+    /// acted on yet changes them now, in either mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
 
     /// What deleting this object does to the data. Default: Retain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,6 +121,32 @@ pub struct Role {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub connection_limit: Option<i32>,
+}
+
+/// How passwords change: each role has two logins, of which a Secret names one. A rotation
+/// gives the other one a new password and puts it into the Secret.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Rotation {
+    /// Whether passwords change by themselves. Default: TwoSlot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<RotationMode>,
+    /// Time between two rotations, at least `1m` and longer than `overlap`. Default: the class's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// How long the login before keeps working. It also does while a session uses it.
+    /// Default: the class's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Duration>,
+}
+
+/// Whether passwords change by themselves.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum RotationMode {
+    /// After each `interval`.
+    #[default]
+    TwoSlot,
+    /// Only when asked by annotation.
+    Disabled,
 }
 
 /// What deleting the object does to the data.
@@ -180,8 +217,49 @@ pub struct Server {
 pub struct RoleStatus {
     /// Writer, Reader or Owner.
     pub role: RoleName,
+    /// Login that the Secret names: `A` is `<database>_<role>_a`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_slot: Option<Slot>,
     /// Secret with the credentials.
     pub secret_name: String,
+    /// Since when the Secret holds these credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_at: Option<Time>,
+    /// The login before, while it still works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retiring: Option<Retiring>,
+}
+
+/// A login that a rotation replaced and that still works.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct Retiring {
+    /// Which one.
+    pub slot: Slot,
+    /// Sessions that used it when it was last looked at.
+    pub sessions: i32,
+}
+
+/// One of the two logins of a role.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub enum Slot {
+    /// The first.
+    #[default]
+    A,
+    /// The second.
+    B,
+}
+
+impl Slot {
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
 }
 
 /// The three built-in roles.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LocalName;
+use crate::duration::Duration;
 
 /// A database server.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -56,6 +57,28 @@ pub struct DatabaseClassSpec {
     /// A server that the operator runs in its own namespace. For development: one pod, no backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded: Option<Embedded>,
+    /// What Databases get that do not say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<Defaults>,
+}
+
+/// What Databases of the class get that do not say otherwise.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Defaults {
+    /// How passwords change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationDefaults>,
+}
+
+/// How passwords change.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct RotationDefaults {
+    /// Time between two rotations. Default: `720h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// How long the login before keeps working. Default: `24h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Duration>,
 }
 
 /// Database engine.

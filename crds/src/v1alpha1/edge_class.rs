@@ -38,6 +38,25 @@ pub struct EdgeClassSpec {
     /// How clients reach the entry points; shown in `status.url` of Services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
+    /// Where the operator proves that routes are closed: a call without
+    /// credentials must be refused. Default: nothing is asked, AuthPolicies
+    /// have no condition Enforced, and a Service is Ready without this proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+}
+
+/// Where the operator calls the edge, as a client without credentials.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct Probe {
+    /// Host and port of the entry point, for example
+    /// `traefik-pods.peristyle-system.svc.cluster.local:8000`. Every address
+    /// that the name resolves to is asked: a headless core Service covers all pods.
+    #[schemars(length(min = 3, max = 259), regex(pattern = r"^[a-z0-9.-]+:[1-9][0-9]{0,4}$"))]
+    pub address: String,
+    /// Scheme of the entry point; the certificate is not checked, since nothing
+    /// secret is sent. Default: that of `spec.address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Scheme>,
 }
 
 /// What answers traffic.
@@ -57,6 +76,31 @@ pub struct Traefik {
     #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub entry_points: Vec<String>,
+    /// Traefik's own pods, which may connect to exposed ports of isolated Services. Default: those
+    /// labelled `app.kubernetes.io/name: traefik` in the operator's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<EdgePods>,
+    /// Traefik's API, for example
+    /// `http://traefik-pods.peristyle-system.svc.cluster.local:8082`. With it a
+    /// Service is Ready only when every Traefik pod has its routes and the
+    /// addresses of its pods. Every address that the name resolves to is asked.
+    /// Default: not asked.
+    #[serde(default, rename = "apiURL", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^http://[a-z0-9.-]+:[1-9][0-9]{0,4}$"))]
+    pub api_url: Option<String>,
+}
+
+/// Pods of the edge.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgePods {
+    /// Their namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: String,
+    /// Their labels; none: every pod of the namespace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub match_labels: BTreeMap<String, String>,
 }
 
 /// Hosts that Services may claim.
@@ -132,6 +176,13 @@ pub enum Scheme {
 }
 
 impl EdgeClassSpec {
+    /// The scheme of the entry point that is probed.
+    #[must_use]
+    pub fn probe_scheme(&self) -> Scheme {
+        let of_clients = || self.address.as_ref().and_then(|address| address.scheme);
+        self.probe.as_ref().and_then(|probe| probe.scheme).or_else(of_clients).unwrap_or_default()
+    }
+
     /// The address of a host as clients write it, without a trailing slash.
     #[must_use]
     pub fn url(&self, host: &str) -> String {

@@ -1,7 +1,9 @@
 //! `Service`: one workload with everything that makes it run and be reached.
 
+pub mod access;
 pub mod env;
 pub mod health;
+pub mod lifetime;
 
 use std::collections::BTreeMap;
 
@@ -14,8 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    access::{Access, AccessMode, Inbound, Outbound},
     env::{EnvFrom, EnvSource, EnvVar, FieldRef, KeyRef, ResourceFieldRef, SourceRef},
     health::{ExecCheck, GrpcCheck, Health, HttpCheck, Probe, ProbeMode, TcpCheck},
+    lifetime::{Availability, Disruption, PreStop, RestartOn, Shutdown},
 };
 use super::PathMatch;
 use crate::duration::Duration;
@@ -31,11 +35,15 @@ use crate::duration::Duration;
     shortname = "psvc",
     category = "peristyle",
     derive = "PartialEq",
-    doc = "One workload: its Deployment, core Service, migrations and routes.",
+    doc = "One workload: its Deployment, core Service, NetworkPolicy, migrations and routes.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
-    printcolumn(name = "Available", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Replicas", type_ = "string", json_path = ".status.pods"),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image", priority = 1),
@@ -74,6 +82,7 @@ pub struct ServiceSpec {
     pub ports: Vec<Port>,
 
     /// Number of pods. Default: set by the platform team for the operator (2). 0 stops the workload.
+    /// `kubectl scale` changes it, once it is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
@@ -95,12 +104,17 @@ pub struct ServiceSpec {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub env_from: Vec<EnvFrom>,
 
+    /// Whether pods are replaced when what they read at their start changes. Default: Config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_on: Option<RestartOn>,
+
     /// Probes. Default by protocol of the ports: gRPC health on the first GRPC port, else
     /// GET /healthz (live) and /readyz (ready) on the first HTTP port, else a TCP connect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
 
-    /// Services that this one calls; each sets `<NAME>_URL`.
+    /// Services that this one calls; each sets `<NAME>_URL` and opens the connection. A Service of
+    /// another namespace must list this one in its `access.inbound`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -112,6 +126,10 @@ pub struct ServiceSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub databases: Vec<DatabaseBinding>,
 
+    /// Who may connect to the pods, and where they may connect to. Default: `mode: Isolated`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+
     /// Routes from outside the cluster. A route exists only while its policy is live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -121,6 +139,27 @@ pub struct ServiceSpec {
     /// Commands that run around a rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+
+    /// How a pod stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<Shutdown>,
+
+    /// How the pods survive the maintenance and the loss of nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability: Option<Availability>,
+
+    /// Stops the operator from changing anything but what protects: routes whose policy is gone are
+    /// still withdrawn, and the NetworkPolicy is still kept. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+}
+
+impl ServiceSpec {
+    /// Whether connections are restricted, with the default.
+    #[must_use]
+    pub fn access_mode(&self) -> AccessMode {
+        self.access.as_ref().and_then(|access| access.mode).unwrap_or_default()
+    }
 }
 
 /// A port of the workload and of its core Service.
@@ -366,12 +405,18 @@ pub struct ServiceStatus {
     /// Generation of the spec that this status speaks of; -1 before the first look.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Pods that should run.
+    /// Pods that exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
     /// Pods that are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_replicas: Option<i32>,
+    /// Pods that are ready, of those that should run: `1/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<String>,
+    /// Labels of the pods, as a selector; for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
     /// Address of the first route that is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -379,7 +424,7 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub urls: Vec<RouteUrl>,
-    /// Ready, Reconciling, Stalled, WorkloadAvailable, DatabasesReady, RoutesProgrammed.
+    /// Ready, Reconciling, Stalled, WorkloadAvailable, DatabasesReady, AccessValid, RoutesProgrammed, Advisory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -387,6 +432,31 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub inventory: Vec<InventoryItem>,
+    /// What was accepted although it is odd.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub problems: Vec<Problem>,
+}
+
+/// Something odd in the spec.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub struct Problem {
+    /// Path of the field.
+    pub field: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What is odd, and what to do about it.
+    pub message: String,
+}
+
+/// How much a problem matters.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Severity {
+    /// It probably does not do what was meant.
+    #[default]
+    Warning,
+    /// It has no effect.
+    Info,
 }
 
 /// A route that is served.

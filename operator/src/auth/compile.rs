@@ -1,6 +1,9 @@
 //! One policy, compiled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kube::ResourceExt;
 use peristyle_crds::{
@@ -42,6 +45,17 @@ pub struct Compiled {
     pub asks_keto: bool,
     /// What the policy governs.
     pub territory: Territory,
+    /// Which requests each rule allows.
+    pub allowed: Arc<[Allowed]>,
+}
+
+/// The requests that one rule allows.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Allowed {
+    /// The requests.
+    pub requests: Requests,
+    /// Whether they need no credentials.
+    pub is_public: bool,
 }
 
 /// Compiles the rules of `policy` for the hosts that belong to its targets.
@@ -95,7 +109,13 @@ pub fn compile(
     for (name, rule) in &named {
         ids.entry(name).or_default().push(rule.id.clone());
     }
+    let allowed = policy.spec.rules.iter().zip(&requests);
+    let allowed = allowed.map(|(rule, (_, requests))| Allowed {
+        requests: requests.clone(),
+        is_public: rule.public.is_some(),
+    });
     Ok(Compiled {
+        allowed: allowed.collect(),
         hash: rule::hash(named.iter().map(|(_, rule)| rule), 12),
         ids: ids.into_iter().map(|(name, ids)| CompiledRule { name: name.to_owned(), ids }).collect(),
         asks_keto: policy.spec.rules.iter().any(|rule| rule.authorization.is_some()),

@@ -104,6 +104,7 @@ mod tests {
             ids: Vec::new(),
             asks_keto: false,
             territory: Territory::default(),
+            allowed: std::sync::Arc::default(),
         }
     }
 
@@ -128,7 +129,7 @@ mod tests {
     }
 
     fn publication(hash: &str, standing: Standing) -> Publication {
-        Publication { hash: hash.to_owned(), standing, tuples: None }
+        Publication { hash: hash.to_owned(), standing, tuples: None, allowed: std::sync::Arc::default() }
     }
 
     fn pending() -> Standing {

@@ -93,6 +93,24 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// Whether `path`, which is written as in a spec, is in the set.
+    #[must_use]
+    pub fn contains(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) if prefix == "/" => true,
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Service(name) => path
+                .strip_prefix('/')
+                .and_then(|path| path.split_once('/'))
+                .is_some_and(|(service, method)| service == name && is_identifier(method)),
+        }
+    }
+}
+
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,7 +12,7 @@ use peristyle_crds::{condition::Reason, v1alpha1::AuthPolicy};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
-use super::{key::PolicyKey, relations::Refusals};
+use super::{compile::Allowed, key::PolicyKey, relations::Refusals};
 
 /// Changes that a slow controller may be behind.
 const BUFFER: usize = 1024;
@@ -43,6 +43,8 @@ pub struct Publication {
     pub standing: Standing,
     /// Tuples of the policy that Keto has, once that is known.
     pub tuples: Option<usize>,
+    /// Which requests each rule allows.
+    pub allowed: Arc<[Allowed]>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +73,8 @@ impl Publications {
     pub fn get(&self, class: &str, policy: &PolicyKey, hash: &str) -> Publication {
         let classes = self.lock();
         let Some(class) = classes.get(class) else {
-            return Publication { hash: hash.to_owned(), standing: Standing::Unknown, tuples: None };
+            let (hash, allowed) = (hash.to_owned(), Arc::default());
+            return Publication { hash, standing: Standing::Unknown, tuples: None, allowed };
         };
         let published = class.publications.get(policy);
         match published.filter(|publication| publication.hash == hash) {
@@ -83,6 +86,7 @@ impl Publications {
                     message: format!("rules {hash} are not published yet"),
                 },
                 tuples: published.and_then(|publication| publication.tuples),
+                allowed: Arc::default(),
             },
         }
     }
@@ -91,6 +95,14 @@ impl Publications {
     #[must_use]
     pub fn of_class(&self, class: &str) -> BTreeMap<PolicyKey, Publication> {
         self.lock().get(class).map(|class| class.publications.clone()).unwrap_or_default()
+    }
+
+    /// Which requests the rules of this hash allow; `None` when they are not published.
+    #[must_use]
+    pub fn allowed(&self, hash: &str) -> Option<Arc<[Allowed]>> {
+        let classes = self.lock();
+        let mut publications = classes.values().flat_map(|class| class.publications.values());
+        publications.find(|publication| publication.hash == hash).map(|found| found.allowed.clone())
     }
 
     /// The models of a class that Keto refused.
@@ -166,7 +178,7 @@ mod tests {
     }
 
     fn live(hash: &str) -> Publication {
-        Publication { hash: hash.to_owned(), standing: Standing::Live, tuples: None }
+        Publication { hash: hash.to_owned(), standing: Standing::Live, tuples: None, allowed: Arc::default() }
     }
 
     #[test]

@@ -76,6 +76,8 @@ impl Snapshot {
 pub struct Territory {
     /// Hosts that belong to the targeted Services.
     pub hosts: BTreeSet<String>,
+    /// Those of them whose EdgeClass can be asked for proof.
+    pub probed: BTreeSet<String>,
     /// Targets that do not exist.
     pub missing: Vec<String>,
     /// Targeted routes, whether or not a host belongs to them.
@@ -173,6 +175,9 @@ impl<'a> World<'a> {
             for expose in service.spec.expose.iter().filter(|expose| aims(target, expose)) {
                 territory.routes += 1;
                 if let Ok(hosts) = self.claims.hosts(service, expose) {
+                    if self.claims.class(&hosts.class).is_some_and(|class| class.spec.probe.is_some()) {
+                        territory.probed.extend(hosts.granted.iter().cloned());
+                    }
                     territory.hosts.extend(hosts.granted);
                 }
             }

@@ -2,7 +2,9 @@
 //!
 //! Everything that the objects refer to is taken to exist and to be ready, and
 //! every policy to be live. What only a cluster knows is left out: owner
-//! references, addresses of pods, passwords.
+//! references, addresses of pods, passwords. So the Secrets of Databases are
+//! not printed at all: one without its password, applied, would take away the
+//! credentials of a running workload.
 
 pub mod assume;
 pub mod input;
@@ -110,7 +112,7 @@ pub enum Error {
 pub struct Rendered {
     /// Children in the order in which they are applied, without owner references.
     pub objects: Vec<Value>,
-    /// What is wrong with routes.
+    /// What is wrong with routes, and what is odd in the spec.
     pub problems: Vec<String>,
 }
 
@@ -124,7 +126,7 @@ pub fn render(input: &Input, service: &Service, default_replicas: i32) -> Result
     let routes = route::routes(service, &observed);
     let validated = validate::validate(service, &observed)?;
     let edge = build::edge(&owner, &routes);
-    let desired = build::build(&owner, service, &validated, edge, observed.edge_errors.as_ref());
+    let desired = build::build(&owner, service, &validated, edge, observed.edge_errors.as_ref(), None);
     let objects = desired.objects()?.into_iter().map(|(_, mut object)| {
         // An object that was never in a cluster has no UID to refer to.
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -132,8 +134,9 @@ pub fn render(input: &Input, service: &Service, default_replicas: i32) -> Result
         }
         object
     });
+    let odd = validated.problems.into_iter().map(|problem| format!("{}: {}", problem.field, problem.message));
     Ok(Rendered {
         objects: objects.collect(),
-        problems: routes.problems.into_iter().map(|problem| problem.message).collect(),
+        problems: routes.problems.into_iter().map(|problem| problem.message).chain(odd).collect(),
     })
 }

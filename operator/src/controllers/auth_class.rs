@@ -142,6 +142,7 @@ async fn reconcile(
             hash: compiled.hash.clone(),
             standing: evidence::stand(before.get(key), compiled, was_published, blocked, evidence),
             tuples: keto.applied(plan.tuples.get(key)),
+            allowed: compiled.allowed.clone(),
         };
         publications.insert(key.clone(), publication);
     }

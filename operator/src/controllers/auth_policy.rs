@@ -11,6 +11,7 @@ use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 use crate::{
     auth::world::Snapshot,
     context::Context,
+    edge::claims::ServiceKey,
     reconcile::{self, Outcome},
     watch::concerned,
 };
@@ -24,6 +25,9 @@ pub async fn run(ctx: Arc<Context>) {
     // move them concerns all. A pass costs no request.
     let triggers = vec![
         ctx.publications.changes(),
+        concerned(ctx.proofs.changes(), policies, |service, policy| {
+            service.as_ref().is_none_or(|service| targets(policy, service))
+        }),
         all(policies.spec_changes()),
         all(stores.services.spec_changes()),
         all(stores.auth_classes.spec_changes()),
@@ -33,6 +37,11 @@ pub async fn run(ctx: Arc<Context>) {
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
 }
 
+fn targets(policy: &AuthPolicy, service: &ServiceKey) -> bool {
+    policy.metadata.namespace.as_ref() == Some(&service.namespace)
+        && policy.spec.targets.iter().any(|target| target.service == service.name)
+}
+
 #[allow(clippy::unused_async, reason = "the signature of every reconcile")]
 async fn reconcile(
     policy: Arc<AuthPolicy>,
@@ -40,5 +49,5 @@ async fn reconcile(
 ) -> Result<Outcome<AuthPolicyStatus>, Infallible> {
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
-    Ok(status::status(&snapshot.world(&claims), &ctx.publications, &policy))
+    Ok(status::status(&snapshot.world(&claims), &ctx.publications, &ctx.proofs, &policy))
 }

@@ -2,43 +2,44 @@
 
 mod build;
 mod finalize;
+mod logins;
 mod memory;
 pub mod observe;
+mod record;
+pub mod rotation;
 mod status;
 mod triggers;
 pub mod validate;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{DeleteParams, Preconditions},
-};
+use jiff::Timestamp;
+use kube::ResourceExt;
 use peristyle_crds::{
     condition::{Reason, types},
     names::DATABASE_LABEL,
-    v1alpha1::{Database, DatabaseStatus, database::RoleName},
+    v1alpha1::{Database, DatabaseStatus},
 };
 
 use self::{
-    memory::{Inputs, Memory},
+    logins::{Pass, Settled},
+    memory::{Inputs, Memory, Verified},
     validate::Validated,
 };
 use crate::{
     conditions::Finding,
     context::Context,
     controllers::database_class::target,
-    credentials,
-    external::postgres::{self, Refusal, Session},
-    metadata::{Owner, is_controlled_by},
+    external::postgres::{self, Provisioned, Refusal},
+    metadata::Owner,
     reconcile::{self, Outcome},
-    retry::{self, Class, Classified, bounded},
-    sql::password::Password,
+    retry::{self, Class, Classified},
 };
 
-/// SQLSTATEs of a login that another password or attribute repairs.
-const WRONG_CREDENTIALS: [&str; 2] = ["28P01", "28000"];
+/// The shortest delay before the next look at a Database.
+const SOON: Duration = Duration::from_secs(1);
+/// The longest.
+const LATE: Duration = Duration::from_secs(6 * 3600);
 
 /// Why a pass over a Database ended early.
 #[derive(Debug, thiserror::Error)]
@@ -138,13 +139,14 @@ async fn reconcile(
     finalize::hold(ctx, database).await?;
     let mut inputs = Inputs::observe(ctx, database, &validated);
     if let Some(verified) = memory.recall(database, &inputs) {
-        return Ok(Outcome::new(verified.status, verified.findings));
+        return Ok(outcome(verified));
     }
-    match provision(ctx, database, &validated, &mut inputs).await {
-        Ok(server) => {
-            let verified = status::verified(&validated, &server);
-            memory.keep(database, inputs, verified.clone());
-            Ok(Outcome::new(verified.status, verified.findings))
+    match provision(ctx, database, &validated).await {
+        Ok((provisioned, settled)) => {
+            inputs.set_versions(&settled.versions);
+            let verified = status::verified(&validated, &provisioned, settled);
+            memory.keep(ctx, database, inputs, verified.clone());
+            Ok(outcome(verified))
         }
         // One delay for all Databases of the server.
         Err(Error::Postgres(error @ postgres::Error::Unreachable { retry, .. })) => {
@@ -156,87 +158,24 @@ async fn reconcile(
     }
 }
 
-/// Secrets first, then the server, then a login with each: a crash in between
-/// loses no password, and only credentials that work are reported.
+/// Looks again when something is due. The queue may be a quarter early or late:
+/// it is told less than what is left, and a pass that comes early asks nobody.
+fn outcome(verified: Verified) -> Outcome<DatabaseStatus> {
+    let requeue = verified.left().map(|left| left.mul_f64(0.8).clamp(SOON, LATE));
+    Outcome { requeue, ..Outcome::new(verified.status, verified.findings) }
+}
+
 async fn provision(
     ctx: &Context,
     database: &Database,
     validated: &Validated,
-    inputs: &mut Inputs,
-) -> Result<crate::sql::catalog::Server, Error> {
-    let owner = Owner::new(database, &database.namespace().unwrap_or_default(), DATABASE_LABEL);
-    let names = &validated.desired.names;
+) -> Result<(Provisioned, Settled), Error> {
     let target = target::fetch(ctx, &validated.access).await?;
     let session = ctx.servers.session(target).await?;
-    let mut passwords = BTreeMap::new();
-    for (role, secret) in &validated.secrets {
-        let connection = build::Connection {
-            endpoint: &validated.workloads,
-            tls: session.tls(),
-            database: &names.database,
-            login: names.login(*role),
-        };
-        let build = |password: &Password| build::secret(&owner, secret, connection, password);
-        let stored = credentials::ensure(ctx, &owner.child(secret), build).await?;
-        inputs.set_version(*role, stored.resource_version);
-        passwords.insert(*role, stored.password);
-    }
     let expected = validated.bound.as_ref().map(|server| server.system_identifier.as_str());
-    let server = postgres::provision(&session, &validated.desired, &passwords, expected).await?;
-    for (role, password) in &passwords {
-        confirm(&session, validated, *role, password).await?;
-    }
-    prune(ctx, &owner, validated).await?;
-    Ok(server)
-}
-
-/// Logs in as `role`; sets its password and tries again if the server knows another one.
-async fn confirm(
-    session: &Session,
-    validated: &Validated,
-    role: RoleName,
-    password: &Password,
-) -> Result<(), Error> {
-    let names = &validated.desired.names;
-    let check = || postgres::check_login(session, &validated.workloads, names, role, password);
-    let mut answer = check().await?;
-    if answer.as_ref().is_err_and(|refusal| WRONG_CREDENTIALS.contains(&refusal.code.as_str())) {
-        postgres::set_password(session, names, role, password).await?;
-        answer = check().await?;
-    }
-    answer.map_err(|refusal| Error::Login {
-        secret: validated.secrets.get(&role).cloned().unwrap_or_default(),
-        refusal,
-    })
-}
-
-/// Deletes our Secrets that no login belongs to any more.
-async fn prune(ctx: &Context, owner: &Owner, validated: &Validated) -> Result<(), Error> {
-    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &owner.namespace);
-    for secret in ctx.stores.secrets.labelled(&owner.namespace, DATABASE_LABEL, &owner.name) {
-        let name = secret.name_any();
-        if !is_controlled_by(&*secret, &owner.reference.uid)
-            || validated.secrets.values().any(|wanted| *wanted == name)
-        {
-            continue;
-        }
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: secret.meta().uid.clone(), resource_version: None }),
-            ..DeleteParams::background()
-        };
-        match bounded(api.delete(&name, &params)).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(source) => {
-                return Err(crate::apply::Error::Request {
-                    verb: "delete",
-                    kind: "Secret".to_owned(),
-                    name,
-                    source: Box::new(source),
-                }
-                .into());
-            }
-        }
-    }
-    Ok(())
+    let provisioned = postgres::provision(&session, &validated.desired, expected).await?;
+    let owner = Owner::new(database, &database.namespace().unwrap_or_default(), DATABASE_LABEL);
+    let pass = Pass { ctx, database, validated, session: &session, owner, now: Timestamp::now() };
+    let settled = pass.settle(&provisioned).await?;
+    Ok((provisioned, settled))
 }

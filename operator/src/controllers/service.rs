@@ -2,7 +2,10 @@
 
 pub mod apply;
 pub mod build;
+pub mod evidence;
 pub mod observe;
+pub mod peers;
+pub mod references;
 pub mod route;
 pub mod status;
 pub mod triggers;
@@ -18,13 +21,13 @@ use peristyle_crds::{
     v1alpha1::{Service, ServiceStatus},
 };
 
-use self::route::Routes;
+use self::{route::Routes, validate::Validated};
 use crate::{
     apply::Error,
     conditions::{Finding, State},
     context::Context,
-    edge::traefik::Edge,
-    metadata::Owner,
+    edge::{claims::ServiceKey, traefik::Edge},
+    metadata::{Owner, is_ignored},
     reconcile::{self, Outcome},
 };
 
@@ -43,19 +46,32 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     if service.metadata.deletion_timestamp.is_some() {
         // Children that go before their owner must not come back.
         apply::withdraw(&ctx, &owner, &Edge::default()).await?;
+        ctx.proofs.replace(&ServiceKey::of(&service), None);
         let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
         return Ok(Outcome::new(service.status.clone().unwrap_or_default(), vec![finding]));
     }
     let observed = observe::observe(&ctx, &service, &owner).await;
-    let routes = route::routes(&service, &observed);
+    let mut routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
     // First of all: a spec that is refused below must not keep a route open.
     apply::withdraw(&ctx, &owner, &edge).await?;
-    let validated = match validate::validate(&service, &observed) {
+    let validated = validate::validate(&service, &observed);
+    if let Some(reason) = paused(&service) {
+        if let Ok(Validated { peers: Some(peers), .. }) = &validated {
+            apply::protect(&ctx, &build::access::network_policy(&owner, peers)).await?;
+        }
+        return Ok(status::paused(&service, &routes, reason));
+    }
+    let validated = match validated {
         Ok(validated) => validated,
         Err(invalid) => return Ok(stalled(&service, &routes, Reason::Invalid, &invalid)),
     };
-    let desired = build::build(&owner, &service, &validated, edge, observed.edge_errors.as_ref());
+    let config = match &validated.workload {
+        Some(workload) => references::stamp(&ctx, &owner, &service, workload).await?,
+        None => None,
+    };
+    let edge_errors = observed.edge_errors.as_ref();
+    let desired = build::build(&owner, &service, &validated, edge, edge_errors, config.as_ref());
     let applied = match apply::apply(&ctx, &owner, &desired, observed.has_traefik).await {
         Ok(applied) => applied,
         Err(error @ Error::NameConflict { .. }) => {
@@ -66,7 +82,17 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
         }
         Err(error) => return Err(error),
     };
-    Ok(status::outcome(&ctx, &service, &validated, &routes, &applied))
+    let again = evidence::gather(&ctx, &service, &owner, &desired.edge, &mut routes).await;
+    let outcome = status::outcome(&ctx, &owner, &service, &validated, &routes, &applied);
+    Ok(Outcome { requeue: again.or(outcome.requeue), ..outcome })
+}
+
+/// Why nothing is changed but what protects, if that is asked for.
+fn paused(service: &Service) -> Option<Reason> {
+    if service.spec.suspend == Some(true) {
+        return Some(Reason::Suspended);
+    }
+    is_ignored(service).then_some(Reason::Ignored)
 }
 
 /// Nothing was written but what had to be withdrawn: the last status, without
@@ -77,9 +103,7 @@ fn stalled(
     reason: Reason,
     cause: &dyn Display,
 ) -> Outcome<ServiceStatus> {
-    let mut status = service.status.clone().unwrap_or_default();
-    status.urls.retain(|url| routes.urls.contains(url));
-    status.url = status.urls.first().map(|url| url.url.clone());
+    let status = status::last(service, routes);
     let mut findings = vec![Finding::stalled(types::READY, reason, cause.to_string())];
     findings.extend(Some(routes.finding()).filter(|finding| finding.state != State::Good));
     Outcome::new(status, findings)

@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod objects;
+pub mod readback;
 pub mod rule;
 
 use kube::ResourceExt;

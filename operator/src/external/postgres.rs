@@ -6,7 +6,7 @@ mod provision;
 mod servers;
 
 pub use error::{Error, Refusal};
-pub use provision::{check_login, drop_database, provision, set_password};
+pub use provision::{Provisioned, check_login, drop_database, open_login, provision, retire_login};
 pub use servers::{Servers, Session};
 
 use std::{

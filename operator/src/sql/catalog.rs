@@ -105,6 +105,8 @@ pub struct Catalog {
     pub members: BTreeSet<(String, String)>,
     /// The database, if it exists.
     pub database: Option<Database>,
+    /// Sessions in the database by the name of their login.
+    pub sessions: BTreeMap<String, i64>,
 }
 
 /// What is seen from inside the database.

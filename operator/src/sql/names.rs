@@ -1,6 +1,6 @@
 //! What a database and its roles are called on the server.
 
-use peristyle_crds::v1alpha1::database::RoleName;
+use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 use sha2::{Digest, Sha256};
 
 use super::{Identifier, InvalidIdentifier};
@@ -9,6 +9,8 @@ use super::{Identifier, InvalidIdentifier};
 pub const SCHEMA: &str = "app";
 /// The built-in roles in the order in which they are created.
 pub const ROLES: [RoleName; 3] = [RoleName::Owner, RoleName::Writer, RoleName::Reader];
+/// The two logins of each role.
+pub const SLOTS: [Slot; 2] = [Slot::A, Slot::B];
 
 /// Bytes of a database's name, so that the longest role name still fits.
 const MAX_DATABASE: usize = 50;
@@ -34,7 +36,7 @@ pub struct Names {
     /// The schema of the application.
     pub schema: Identifier,
     groups: [Identifier; 3],
-    logins: [Identifier; 3],
+    logins: [[Identifier; 2]; 3],
 }
 
 impl Names {
@@ -47,12 +49,13 @@ impl Names {
             return Err(InvalidName::Reserved(database.to_owned()));
         }
         let group = |role| Identifier::new(format!("{database}_{}", word(role)));
-        let login = |role| Identifier::new(format!("{database}_{}_a", word(role)));
+        let login = |role, slot| Identifier::new(format!("{database}_{}_{slot}", word(role)));
+        let logins = |role| Ok::<_, InvalidIdentifier>([login(role, 'a')?, login(role, 'b')?]);
         Ok(Self {
             database: Identifier::new(database)?,
             schema: Identifier::new(SCHEMA)?,
             groups: [group(ROLES[0])?, group(ROLES[1])?, group(ROLES[2])?],
-            logins: [login(ROLES[0])?, login(ROLES[1])?, login(ROLES[2])?],
+            logins: [logins(ROLES[0])?, logins(ROLES[1])?, logins(ROLES[2])?],
         })
     }
 
@@ -62,15 +65,20 @@ impl Names {
         &self.groups[role as usize]
     }
 
-    /// The login of `role`.
+    /// One of the two logins of `role`.
     #[must_use]
-    pub const fn login(&self, role: RoleName) -> &Identifier {
-        &self.logins[role as usize]
+    pub const fn login(&self, role: RoleName, slot: Slot) -> &Identifier {
+        &self.logins[role as usize][slot as usize]
+    }
+
+    /// All logins with what they are.
+    pub fn logins(&self) -> impl Iterator<Item = (RoleName, Slot, &Identifier)> {
+        ROLES.into_iter().flat_map(|role| SLOTS.map(|slot| (role, slot, self.login(role, slot))))
     }
 
     /// Groups and logins.
     pub fn roles(&self) -> impl Iterator<Item = &Identifier> {
-        self.groups.iter().chain(&self.logins)
+        self.groups.iter().chain(self.logins.iter().flatten())
     }
 }
 
@@ -156,8 +164,9 @@ mod tests {
     fn names_follow_the_role() {
         let names = Names::new("shop").unwrap();
         assert_eq!(names.group(RoleName::Writer).as_str(), "shop_writer");
-        assert_eq!(names.login(RoleName::Owner).as_str(), "shop_owner_a");
-        assert_eq!(names.roles().count(), 6);
+        assert_eq!(names.login(RoleName::Owner, Slot::A).as_str(), "shop_owner_a");
+        assert_eq!(names.login(RoleName::Reader, Slot::B).as_str(), "shop_reader_b");
+        assert_eq!(names.roles().count(), 9);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Conflict {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use peristyle_crds::v1alpha1::database::Slot;
+
     use super::*;
     use crate::sql::{
         Statement,
@@ -82,10 +84,6 @@ mod tests {
         Schemas { owners: owners.into(), ..Schemas::default() }
     }
 
-    fn verifiers() -> BTreeMap<RoleName, crate::sql::password::Verifier> {
-        ROLES.map(|role| (role, Password::generate().verifier())).into()
-    }
-
     fn text(statements: &[Statement]) -> String {
         statements.iter().map(|statement| format!("{statement};\n")).collect::<Vec<_>>().join("\n")
     }
@@ -104,6 +102,7 @@ mod tests {
                 comment: comment.map(ToOwned::to_owned),
                 grants: BTreeSet::new(),
             }),
+            sessions: BTreeMap::new(),
         }
     }
 
@@ -113,7 +112,10 @@ mod tests {
         let empty = Catalog::default();
         let mut statements = database::plan(&desired, &empty).unwrap();
         statements.extend(schema::plan(&desired, &server(false, 150_000), &fresh()).unwrap());
-        statements.extend(logins::plan(&desired, &empty, &verifiers()));
+        for login in &desired.logins {
+            let verifier = Password::generate().verifier();
+            statements.push(logins::open(&desired, *login, Slot::A, &empty, &verifier));
+        }
         insta::assert_snapshot!(text(&statements));
     }
 
@@ -174,10 +176,10 @@ mod tests {
         let none = Desired { logins: Vec::new(), ..desired() };
         let mut login = Role { can_login: true, ..Role::default() };
         catalog.roles.insert("shop_reader_a".to_owned(), login.clone());
-        let plan = logins::plan(&none, &catalog, &BTreeMap::new());
+        let plan = logins::plan(&none, &catalog);
         assert_eq!(text(&plan), "ALTER ROLE \"shop_reader_a\" NOLOGIN PASSWORD NULL;\n");
         login.can_login = false;
         catalog.roles.insert("shop_reader_a".to_owned(), login);
-        assert!(logins::plan(&none, &catalog, &BTreeMap::new()).is_empty());
+        assert!(logins::plan(&none, &catalog).is_empty());
     }
 }

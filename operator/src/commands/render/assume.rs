@@ -23,8 +23,8 @@ use crate::{
         world::World,
     },
     controllers::service::{
-        observe::{DatabaseView, EdgeErrors, ExposeView, HostView, Observed, first_port},
-        validate::DEFAULT_PORT,
+        observe::{self, DatabaseView, DependencyView, EdgeErrors, ExposeView, HostView, Observed},
+        peers,
     },
     edge::{claims::Claims, route::RouteProtection},
 };
@@ -36,6 +36,9 @@ const ENTRY_POINT: &str = "websecure";
 const TEMPLATE: &str = "{service}.{namespace}.example.com";
 /// Where decisions are made, when the files hold no AuthClass: as the stack chart installs it.
 const DECISIONS: (&str, &str) = ("peristyle-system", "oathkeeper-api");
+/// Namespace of the operator, and the database server that the stack chart installs.
+const SYSTEM: &str = "peristyle-system";
+const SERVER: (&str, i32) = ("postgres.peristyle-system.svc.cluster.local", 5432);
 const AUTH_CLASS: &str = "default";
 
 /// All that the Service refers to, ready.
@@ -50,13 +53,20 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         let name = dependency.service.clone()?;
         let namespace = dependency.namespace.clone().unwrap_or_else(|| namespace.clone());
         let is_target = |s: &&Service| s.name_any() == name && s.namespace().as_ref() == Some(&namespace);
-        let port = input.services.iter().find(is_target).map_or(DEFAULT_PORT, first_port);
-        Some(((namespace, name), port))
+        let view = input.services.iter().find(is_target).map(DependencyView::of).unwrap_or_default();
+        Some(((namespace, name), view))
     });
+    let callers = input
+        .services
+        .iter()
+        .filter(|caller| caller.namespace() == service.namespace() && peers::depends(caller, service));
+    let edges = classes(input);
     Observed {
         default_replicas,
         databases: databases.collect(),
         dependencies: dependencies.collect(),
+        callers: callers.map(ResourceExt::name_any).collect::<BTreeSet<_>>().into_iter().collect(),
+        edges: edges.iter().map(|class| (class.name_any(), observe::edge(class, SYSTEM))).collect(),
         missing: Vec::new(),
         exposes: exposes(input, service).into_iter().collect(),
         // Which pods answer is the cluster's matter.
@@ -81,6 +91,7 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
             (RoleName::Owner, secret(roles.owner, "db-owner")),
         ]
         .into(),
+        server: Some(SERVER.0.to_owned()).zip(Some(SERVER.1)),
     }
 }
 
@@ -121,7 +132,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
             name,
             EdgeClassSpec {
                 provider: Provider::Traefik,
-                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()] }),
+                traefik: Some(Traefik { entry_points: vec![ENTRY_POINT.to_owned()], ..Traefik::default() }),
                 hosts: Hosts {
                     template: TEMPLATE.to_owned(),
                     // A class that is not there to be asked allows what is written.
@@ -131,6 +142,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
                     }],
                 },
                 address: None,
+                probe: None,
             },
         );
         if is_default {

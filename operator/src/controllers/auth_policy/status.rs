@@ -1,5 +1,7 @@
 //! The status of an AuthPolicy.
 
+use std::collections::BTreeSet;
+
 use kube::ResourceExt;
 use peristyle_crds::{
     condition::{Reason, types},
@@ -14,7 +16,8 @@ use crate::{
         rejection::Rejection,
         world::World,
     },
-    conditions::{Finding, is_true},
+    conditions::{Finding, State, is_true},
+    edge::proofs::{Proof, Proofs, Verdict},
     reconcile::Outcome,
 };
 
@@ -22,6 +25,7 @@ use crate::{
 pub fn status(
     world: &World<'_>,
     publications: &Publications,
+    proofs: &Proofs,
     policy: &AuthPolicy,
 ) -> Outcome<AuthPolicyStatus> {
     let key = PolicyKey::of(policy);
@@ -35,7 +39,8 @@ pub fn status(
         Err(rejection) => rejected(policy, &before, &rejection),
         Ok((uid, compiled)) => {
             let publication = publications.get(&uid, &key, &compiled.hash);
-            accepted(policy, &before, compiled, publication)
+            let proofs = proofs.of_rules(&compiled.hash);
+            accepted(policy, &before, compiled, publication, &proofs)
         }
     }
 }
@@ -59,6 +64,7 @@ fn accepted(
     before: &AuthPolicyStatus,
     compiled: Compiled,
     publication: Publication,
+    proofs: &[Proof],
 ) -> Outcome<AuthPolicyStatus> {
     let mut findings = vec![if compiled.territory.missing.is_empty() {
         Finding::good(types::ACCEPTED, "the policy compiles")
@@ -89,6 +95,7 @@ fn accepted(
             Standing::Pending { reason, message } => Finding::waiting(types::PROGRAMMED, reason, message),
         }
     });
+    findings.extend(enforced(policy, before, &compiled, proofs, findings.last()));
     let status = AuthPolicyStatus {
         compiled_hash: Some(compiled.hash),
         rules: compiled.ids,
@@ -96,6 +103,61 @@ fn accepted(
         ..AuthPolicyStatus::default()
     };
     Outcome::new(status, findings)
+}
+
+/// Whether calls without credentials are refused; `None` when no EdgeClass of
+/// the policy's hosts says where to ask.
+fn enforced(
+    policy: &AuthPolicy,
+    before: &AuthPolicyStatus,
+    compiled: &Compiled,
+    proofs: &[Proof],
+    programmed: Option<&Finding>,
+) -> Option<Finding> {
+    let probed = &compiled.territory.probed;
+    if probed.is_empty() {
+        return None;
+    }
+    let good = || {
+        let message = format!("calls without credentials are refused on {}", list(probed));
+        Finding::good(types::ENFORCED, message)
+    };
+    if let Some(programmed) = programmed.filter(|programmed| programmed.state != State::Good) {
+        return Some(Finding { condition: types::ENFORCED, ..programmed.clone() });
+    }
+    let waiting = |reason, message: String| Some(Finding::waiting(types::ENFORCED, reason, message));
+    let of_probed = || proofs.iter().filter(|proof| probed.contains(&proof.host));
+    for proof in of_probed() {
+        let host = &proof.host;
+        if let Verdict::LetIn(what) = &proof.verdict {
+            return Some(Finding::failed(
+                types::ENFORCED,
+                Reason::Overridden,
+                format!("host {host}: {what}"),
+            ));
+        }
+    }
+    for proof in of_probed() {
+        if let Verdict::Unproven(what) = &proof.verdict {
+            return waiting(Reason::ProbeFailed, format!("host {}: {what}", proof.host));
+        }
+    }
+    let seen: BTreeSet<&String> = of_probed().map(|proof| &proof.host).collect();
+    let missing: BTreeSet<String> = probed.iter().filter(|host| !seen.contains(host)).cloned().collect();
+    if missing.is_empty() {
+        return Some(good());
+    }
+    // What was said before the operator restarted is said until it is known better.
+    let was_enforced = before.compiled_hash.as_deref() == Some(&compiled.hash)
+        && is_true(&before.conditions, types::ENFORCED, policy.metadata.generation);
+    if was_enforced && seen.is_empty() {
+        return Some(good());
+    }
+    waiting(Reason::PropagatingRoutes, format!("no route is published yet for {}", list(&missing)))
+}
+
+fn list(hosts: &BTreeSet<String>) -> String {
+    hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Tuples declared and applied; `None` for a policy that never had any.

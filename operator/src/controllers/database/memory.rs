@@ -2,7 +2,7 @@
 //! change asks nobody anything.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,10 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use peristyle_crds::{
     condition::types,
-    v1alpha1::{Database, DatabaseStatus, database::RoleName},
+    names::ROTATE_ANNOTATION,
+    v1alpha1::{Database, DatabaseStatus},
 };
 
-use super::validate::Validated;
+use super::{record, validate::Validated};
 use crate::{conditions::Finding, context::Context, controllers::database_class::target, sql::plan::Login};
 
 /// How long a verification is believed; shorter than the interval of a healthy object.
@@ -30,7 +31,10 @@ pub struct Inputs {
     reachable_since: Option<Time>,
     server: [Option<String>; 2],
     logins: Vec<Login>,
-    secrets: BTreeMap<RoleName, (String, Option<String>)>,
+    /// The request to rotate, which moves no generation.
+    asked: Option<String>,
+    /// Versions of the Secrets by name.
+    secrets: BTreeMap<String, Option<String>>,
 }
 
 impl Inputs {
@@ -39,7 +43,8 @@ impl Inputs {
     pub fn observe(ctx: &Context, database: &Database, validated: &Validated) -> Self {
         let namespace = database.namespace().unwrap_or_default();
         let version = |name: &str| ctx.stores.secrets.get(&namespace, name)?.resource_version();
-        let secrets = validated.secrets.iter();
+        let record = record::name(&database.name_any());
+        let secrets = validated.secrets.values().chain([&record]);
         let mut conditions = validated.class.status.iter().flat_map(|status| &status.conditions);
         Self {
             uid: database.uid(),
@@ -50,15 +55,14 @@ impl Inputs {
                 .map(|condition| condition.last_transition_time.clone()),
             server: target::versions(ctx, &validated.access),
             logins: validated.desired.logins.clone(),
-            secrets: secrets.map(|(role, name)| (*role, (name.clone(), version(name)))).collect(),
+            asked: database.annotations().get(ROTATE_ANNOTATION).cloned(),
+            secrets: secrets.map(|name| (name.clone(), version(name))).collect(),
         }
     }
 
     /// Sets the versions of Secrets that were just written, which the cache may not have yet.
-    pub fn set_version(&mut self, role: RoleName, version: Option<String>) {
-        if let Some(secret) = self.secrets.get_mut(&role) {
-            secret.1 = version;
-        }
+    pub fn set_versions(&mut self, versions: &BTreeMap<String, Option<String>>) {
+        self.secrets.clone_from(versions);
     }
 }
 
@@ -69,6 +73,16 @@ pub struct Verified {
     pub status: DatabaseStatus,
     /// The findings it led to.
     pub findings: Vec<Finding>,
+    /// When something is to be done although nothing changes.
+    pub due: Option<Instant>,
+}
+
+impl Verified {
+    /// How long nothing is to be done.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        self.due.map(|due| due.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// Verifications by object.
@@ -81,13 +95,20 @@ impl Memory {
     pub fn recall(&self, database: &Database, inputs: &Inputs) -> Option<Verified> {
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, at, verified) = entries.get(&key(database))?;
-        (known == inputs && at.elapsed() < BELIEVED).then(|| verified.clone())
+        let is_due = verified.left().is_some_and(|left| left.is_zero());
+        (known == inputs && at.elapsed() < BELIEVED && !is_due).then(|| verified.clone())
     }
 
-    /// Remembers a verification.
-    pub fn keep(&self, database: &Database, inputs: Inputs, verified: Verified) {
+    /// Remembers a verification, and forgets those of objects that are gone.
+    pub fn keep(&self, ctx: &Context, database: &Database, inputs: Inputs, verified: Verified) {
         let entry = (inputs, Instant::now(), verified);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key(database), entry);
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(key(database), entry);
+        let live = ctx.stores.databases.store().state();
+        if entries.len() > live.len() {
+            let live: HashSet<String> = live.iter().map(|database| key(database)).collect();
+            entries.retain(|name, _| live.contains(name));
+        }
     }
 
     /// Forgets `database`.

@@ -1,19 +1,22 @@
 //! Status and findings of a provisioned Database. Pure.
 
+use std::{fmt::Write as _, time::Instant};
+
 use peristyle_crds::{
     condition::types,
     v1alpha1::{
         DatabaseStatus, LocalName,
-        database::{RoleName, RoleStatus, Server},
+        database::{RoleName, Server},
     },
 };
 
-use super::{memory::Verified, validate::Validated};
-use crate::{conditions::Finding, sql::catalog};
+use super::{logins::Settled, memory::Verified, validate::Validated};
+use crate::{conditions::Finding, external::postgres::Provisioned};
 
 /// What a successful verification says.
 #[must_use]
-pub fn verified(validated: &Validated, server: &catalog::Server) -> Verified {
+pub fn verified(validated: &Validated, provisioned: &Provisioned, settled: Settled) -> Verified {
+    let server = &provisioned.server;
     let database = validated.desired.names.database.as_str();
     let bound = validated.bound.clone().unwrap_or_else(|| Server {
         class: validated.access.class.clone(),
@@ -22,12 +25,16 @@ pub fn verified(validated: &Validated, server: &catalog::Server) -> Verified {
         version: server.version.clone(),
         system_identifier: server.system_identifier.clone(),
     });
-    let roles: Vec<RoleStatus> = validated
-        .secrets
-        .iter()
-        .map(|(role, secret)| RoleStatus { role: *role, secret_name: secret.clone() })
-        .collect();
-    let names: Vec<&str> = roles.iter().map(|role| role.secret_name.as_str()).collect();
+    let names: Vec<&str> = settled.roles.iter().map(|role| role.secret_name.as_str()).collect();
+    let mut credentials = format!("the server accepts the credentials of {}", names.join(", "));
+    if !settled.waiting.is_empty() {
+        let waiting: Vec<String> = settled.waiting.iter().map(|role| format!("{role:?}")).collect();
+        let _ = write!(
+            credentials,
+            "; the next rotation of {} waits until the login before is over",
+            waiting.join(" and ")
+        );
+    }
     let mut provisioned = format!("database {database} is on {}", validated.access.admin);
     if server.leaves_public_open() {
         provisioned.push_str(
@@ -41,17 +48,15 @@ pub fn verified(validated: &Validated, server: &catalog::Server) -> Verified {
                 format!("PostgreSQL {} answers at {}", server.version, validated.access.admin),
             ),
             Finding::good(types::PROVISIONED, provisioned),
-            Finding::good(
-                types::CREDENTIALS_READY,
-                format!("the server accepts the credentials of {}", names.join(", ")),
-            ),
+            Finding::good(types::CREDENTIALS_READY, credentials),
         ],
         status: DatabaseStatus {
             server: Some(bound),
             database_name: Some(database.to_owned()),
             binding: validated.secrets.get(&RoleName::Writer).map(|name| LocalName { name: name.clone() }),
-            roles,
+            roles: settled.roles,
             ..DatabaseStatus::default()
         },
+        due: settled.due.map(|due| Instant::now() + due),
     }
 }

@@ -1,18 +1,19 @@
 //! From spec and surroundings to what should be on the server.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration as StdDuration};
 
 use kube::ResourceExt;
 use peristyle_crds::{
     class::{self, ClassError},
     condition::{Reason, types},
+    duration::{Duration, InvalidDuration},
     v1alpha1::{
         Database, DatabaseClass,
-        database::{Role, RoleName, Server},
+        database::{Role, RoleName, RotationMode, Server},
     },
 };
 
-use super::observe::Observed;
+use super::{observe::Observed, rotation::Policy};
 use crate::{
     conditions,
     controllers::database_class::target::{self, Access},
@@ -30,6 +31,12 @@ const CONNECTIONS: i32 = 30;
 /// Connections of the login that migrates.
 const OWNER_CONNECTIONS: i32 = 5;
 
+/// Time between two rotations.
+const INTERVAL: StdDuration = StdDuration::from_secs(720 * 3600);
+const SHORTEST_INTERVAL: StdDuration = StdDuration::from_secs(60);
+/// How long a login works on after a rotation.
+const OVERLAP: StdDuration = StdDuration::from_secs(24 * 3600);
+
 /// A Database that can be provisioned.
 #[derive(Clone, Debug)]
 pub struct Validated {
@@ -45,6 +52,8 @@ pub struct Validated {
     pub desired: Desired,
     /// Secret of each login.
     pub secrets: BTreeMap<RoleName, String>,
+    /// When passwords change.
+    pub rotation: Policy,
 }
 
 /// Why a Database cannot be provisioned (yet).
@@ -75,6 +84,16 @@ pub enum Invalid {
     /// Two roles would share one Secret.
     #[error("spec.roles: {0:?} is the secretName of two roles; give each its own")]
     SharedSecret(String),
+    /// Passwords would change too often or never.
+    #[error("spec.rotation.{field}: {value} {remedy}")]
+    Rotation {
+        /// The field.
+        field: &'static str,
+        /// Its value, or that of the class.
+        value: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The cache has not seen the cluster's identity.
     #[error("namespace kube-system is not in the cache yet")]
     NoCluster,
@@ -87,7 +106,10 @@ impl Classified for Invalid {
                 Class::Wait
             }
             // A change of any class leads to another look.
-            Self::Class(ClassError::Ambiguous(_)) | Self::Name(_) | Self::SharedSecret(_) => Class::Terminal,
+            Self::Class(ClassError::Ambiguous(_))
+            | Self::Name(_)
+            | Self::SharedSecret(_)
+            | Self::Rotation { .. } => Class::Terminal,
             Self::Target { source, .. } => source.class(),
         }
     }
@@ -98,7 +120,7 @@ impl Classified for Invalid {
             Self::Class(ClassError::Ambiguous(_)) => Reason::ClassAmbiguous,
             Self::ClassNotReady { .. } => Reason::ServerUnreachable,
             Self::Target { source, .. } => source.reason(),
-            Self::Name(_) | Self::SharedSecret(_) => Reason::Invalid,
+            Self::Name(_) | Self::SharedSecret(_) | Self::Rotation { .. } => Reason::Invalid,
             Self::NoCluster => Reason::Progressing,
         }
     }
@@ -131,7 +153,9 @@ pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, I
         .keys()
         .map(|role| Login { role: *role, connection_limit: connection_limit(database, *role) })
         .collect();
+    let rotation = rotation(database, &class)?;
     Ok(Validated {
+        rotation,
         workloads: bound
             .as_ref()
             .and_then(|bound| Some(Endpoint { host: bound.host.clone(), port: bound.port.try_into().ok()? }))
@@ -199,6 +223,32 @@ fn secrets(database: &Database, observed: &Observed) -> Result<BTreeMap<RoleName
         secrets.insert(name, secret);
     }
     Ok(secrets)
+}
+
+/// The policy of the Database, of its class, or the default.
+fn rotation(database: &Database, class: &DatabaseClass) -> Result<Policy, Invalid> {
+    let spec = database.spec.rotation.clone().unwrap_or_default();
+    let class = class.spec.defaults.clone().and_then(|defaults| defaults.rotation).unwrap_or_default();
+    let length = |field, own: Option<Duration>, class: Option<Duration>, default| {
+        let Some(duration) = own.or(class) else {
+            return Ok(default);
+        };
+        let invalid = |e: InvalidDuration| Invalid::Rotation { field, value: e.to_string(), remedy: "" };
+        duration.get().map_err(invalid)
+    };
+    let interval = length("interval", spec.interval, class.interval, INTERVAL)?;
+    let overlap = length("overlap", spec.overlap, class.overlap, OVERLAP)?;
+    let is_timed = spec.mode.unwrap_or_default() == RotationMode::TwoSlot;
+    if is_timed && interval < SHORTEST_INTERVAL {
+        let value = format!("{} s", interval.as_secs());
+        return Err(Invalid::Rotation { field: "interval", value, remedy: "is too short; use at least 1m" });
+    }
+    if is_timed && overlap >= interval {
+        let value = format!("{} s", overlap.as_secs());
+        let remedy = "is not shorter than the interval; the login before must end before the next rotation";
+        return Err(Invalid::Rotation { field: "overlap", value, remedy });
+    }
+    Ok(Policy { interval: is_timed.then_some(interval), overlap })
 }
 
 fn connection_limit(database: &Database, name: RoleName) -> i32 {
@@ -298,6 +348,30 @@ mod tests {
         let roles = json!({"roles": {"writer": {"secretName": "s"}, "owner": {"secretName": "s"}}});
         let error = validate(&database(&roles, &json!({})), &observed(&classes)).unwrap_err();
         assert!(error.to_string().contains("spec.roles: \"s\""), "{error}");
+    }
+
+    #[test]
+    fn passwords_change_as_the_database_its_class_or_the_default_says() {
+        let mut class = class("pg", true, "True");
+        let policy = |class: &Arc<DatabaseClass>, rotation: serde_json::Value| {
+            let database = database(&json!({"rotation": rotation}), &json!({}));
+            validate(&database, &observed(std::slice::from_ref(class))).map(|validated| validated.rotation)
+        };
+        let hours = |hours: u64| StdDuration::from_secs(hours * 3600);
+        let default = policy(&class, json!(null)).unwrap();
+        assert_eq!(default, Policy { interval: Some(hours(720)), overlap: hours(24) });
+        let defaults = json!({"rotation": {"interval": "100h", "overlap": "2h"}});
+        Arc::make_mut(&mut class).spec.defaults = serde_json::from_value(defaults).unwrap();
+        let mixed = policy(&class, json!({"overlap": "1h"})).unwrap();
+        assert_eq!(mixed, Policy { interval: Some(hours(100)), overlap: hours(1) });
+        assert_eq!(policy(&class, json!({"mode": "Disabled"})).unwrap().interval, None);
+        for (spec, field) in
+            [(json!({"interval": "30s"}), "interval"), (json!({"overlap": "100h"}), "overlap")]
+        {
+            let error = policy(&class, spec).unwrap_err();
+            assert_eq!(error.class(), Class::Terminal);
+            assert!(error.to_string().contains(&format!("spec.rotation.{field}: ")), "{error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Writing the children of a Service.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job};
+use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, networking::v1::NetworkPolicy};
 use kube::ResourceExt;
 use peristyle_crds::{
     names::{HOOK_LABEL, SERVICE_LABEL},
@@ -12,7 +12,7 @@ use crate::{
     apply::{Child, Error},
     context::Context,
     edge::traefik::Edge,
-    metadata::{Owner, is_controlled_by},
+    metadata::{Owner, is_controlled_by, is_ignored},
     watch::Watched,
 };
 
@@ -28,6 +28,8 @@ pub struct Applied {
     pub hooks: HookState,
     /// Children that exist, sorted.
     pub inventory: Vec<InventoryItem>,
+    /// Children that are left alone because somebody asked for it.
+    pub ignored: Vec<String>,
 }
 
 /// How far the hooks are.
@@ -69,6 +71,14 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
     Ok(())
 }
 
+/// Applies what protects the pods and nothing else.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn protect(ctx: &Context, policy: &NetworkPolicy) -> Result<(), Error> {
+    Writer::new(ctx).apply(&ctx.stores.network_policies, policy).await.map(drop)
+}
+
 /// Applies every child in an order in which nothing refers to what is not
 /// there yet, then deletes what is no longer rendered.
 ///
@@ -81,15 +91,30 @@ pub async fn apply(
     has_traefik: bool,
 ) -> Result<Applied, Error> {
     let stores = &ctx.stores;
-    let mut writer = Writer { ctx, inventory: Vec::new() };
-    let Desired { service_account, core_service, edge_errors, workload, edge } = desired;
-    writer.apply(&stores.service_accounts, service_account).await?;
-    writer.apply(&stores.core_services, core_service).await?;
+    let mut writer = Writer::new(ctx);
+    let Desired {
+        network_policy,
+        service_account,
+        core_service,
+        edge_errors,
+        disruption_budget,
+        workload,
+        edge,
+    } = desired;
+    // Before there are pods that it protects.
+    if let Some(policy) = network_policy {
+        writer.apply(&stores.network_policies, policy).await?;
+    }
+    writer.apply_unless_ignored(&stores.service_accounts, service_account).await?;
+    writer.apply_unless_ignored(&stores.core_services, core_service).await?;
     if let Some(EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
         writer.apply(&stores.core_services, service).await?;
         if let Some(slice) = endpoint_slice {
             writer.apply(&stores.endpoint_slices, slice).await?;
         }
+    }
+    if let Some(budget) = disruption_budget {
+        writer.apply_unless_ignored(&stores.disruption_budgets, budget).await?;
     }
     let (hooks, deployment) = writer.workload(owner, workload.as_ref()).await?;
     for transport in &edge.transports {
@@ -101,6 +126,8 @@ pub async fn apply(
     for route in edge.routes() {
         writer.apply(&stores.ingress_routes, route).await?;
     }
+    writer.prune(&stores.network_policies, owner).await?;
+    writer.prune_unless_ignored(&stores.disruption_budgets, owner).await?;
     writer.prune(&stores.middlewares, owner).await?;
     writer.prune(&stores.servers_transports, owner).await?;
     // Routes that are not in the caches yet may still lead to these.
@@ -110,20 +137,43 @@ pub async fn apply(
     }
     writer.prune_jobs(owner).await?;
     writer.inventory.sort();
-    Ok(Applied { deployment, hooks, inventory: writer.inventory })
+    Ok(Applied { deployment, hooks, inventory: writer.inventory, ignored: writer.ignored })
 }
 
 struct Writer<'a> {
     ctx: &'a Context,
     inventory: Vec<InventoryItem>,
+    ignored: Vec<String>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(ctx: &'a Context) -> Self {
+        Self { ctx, inventory: Vec::new(), ignored: Vec::new() }
+    }
+
     async fn apply<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
         let applied = self.ctx.applier.apply(live.as_deref(), desired).await?;
         self.exists(desired);
         Ok(applied)
+    }
+
+    /// For children that protect nothing: a team may take them into its own hands.
+    async fn apply_unless_ignored<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
+        let uid = desired.owner_references().first().map(|owner| owner.uid.clone()).unwrap_or_default();
+        let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
+        match live.filter(|live| is_ignored(&**live) && is_controlled_by(&**live, &uid)) {
+            Some(live) => {
+                self.ignore(&*live);
+                Ok((*live).clone())
+            }
+            None => self.apply(cache, desired).await,
+        }
+    }
+
+    fn ignore<K: Child>(&mut self, live: &K) {
+        self.exists(live);
+        self.ignored.push(format!("{} {}", K::kind(&()), live.name_any()));
     }
 
     fn exists<K: Child>(&mut self, object: &K) {
@@ -142,6 +192,14 @@ impl Writer<'_> {
         workload: Option<&Workload>,
     ) -> Result<(HookState, Option<Deployment>), Error> {
         let cache = &self.ctx.stores.deployments;
+        let running = cache
+            .get(&owner.namespace, &owner.name)
+            .filter(|live| is_controlled_by(&**live, &owner.reference.uid));
+        // A hook prepares what the Deployment is about to become.
+        if let Some(running) = running.as_ref().filter(|live| is_ignored(&***live)) {
+            self.ignore(&**running);
+            return Ok((HookState::Done, Some((**running).clone())));
+        }
         let state = match workload {
             None => HookState::Held,
             Some(workload) => self.hooks(owner, &workload.hooks).await?,
@@ -150,9 +208,6 @@ impl Writer<'_> {
             let deployment = self.apply(cache, &workload.deployment).await?;
             return Ok((state, Some(deployment)));
         }
-        let running = cache
-            .get(&owner.namespace, &owner.name)
-            .filter(|live| is_controlled_by(&**live, &owner.reference.uid));
         if let Some(running) = &running {
             self.exists(&**running);
         }
@@ -198,6 +253,20 @@ impl Writer<'_> {
             }
         }
         Ok(())
+    }
+
+    async fn prune_unless_ignored<K: Child>(
+        &mut self,
+        cache: &Watched<K>,
+        owner: &Owner,
+    ) -> Result<(), Error> {
+        for object in mine(cache, owner).iter().filter(|object| is_ignored(&***object)) {
+            if !self.inventory.iter().any(|item| item.kind == K::kind(&()) && item.name == object.name_any())
+            {
+                self.ignore(&**object);
+            }
+        }
+        self.prune(cache, owner).await
     }
 
     /// Deletes finished Jobs of earlier images, all but the latest few.

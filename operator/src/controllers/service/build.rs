@@ -1,6 +1,8 @@
 //! From what was validated to children. Pure: the operator, `peristyle render`
 //! and the tests get the same from the same.
 
+pub mod access;
+pub mod availability;
 pub mod deployment;
 pub mod job;
 pub mod network;
@@ -10,11 +12,13 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Service as CoreService, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::ResourceExt;
 use peristyle_crds::v1alpha1::{Service, service::InventoryItem};
 
-use super::{observe::EdgeErrors, route::Routes, validate::Validated};
+use super::{observe::EdgeErrors, references::ConfigStamp, route::Routes, validate::Validated};
 use crate::{
     edge::traefik::{self, Edge},
     metadata::Owner,
@@ -24,12 +28,16 @@ use crate::{
 /// matter, so that a new kind of child cannot be forgotten.
 #[derive(Clone, Debug)]
 pub struct Desired {
+    /// Who may connect to and from the pods; `None`: everything may.
+    pub network_policy: Option<NetworkPolicy>,
     /// Identity of the pods.
     pub service_account: ServiceAccount,
     /// How others in the cluster reach the pods.
     pub core_service: CoreService,
     /// How routes reach the error backend; only with routes.
     pub edge_errors: Option<network::EdgeErrorsBackend>,
+    /// What slows down the drain of nodes; only with two pods or more.
+    pub disruption_budget: Option<PodDisruptionBudget>,
     /// Hooks and pods; `None` while something that they need is missing.
     pub workload: Option<Workload>,
     /// Routes.
@@ -63,14 +71,17 @@ pub fn build(
     validated: &Validated,
     edge: Edge,
     edge_errors: Option<&EdgeErrors>,
+    config: Option<&ConfigStamp>,
 ) -> Desired {
     Desired {
+        network_policy: validated.peers.as_ref().map(|peers| access::network_policy(owner, peers)),
+        disruption_budget: validated.is_budgeted.then(|| availability::disruption_budget(owner)),
         service_account: network::service_account(owner),
         core_service: network::core_service(owner, &validated.ports),
         edge_errors: (!edge.fences.is_empty()).then(|| network::edge_errors(owner, edge_errors)),
         workload: validated.workload.as_ref().map(|workload| Workload {
             hooks: workload.hooks.iter().map(|hook| job::job(owner, service, hook)).collect(),
-            deployment: deployment::deployment(owner, service, validated, workload),
+            deployment: deployment::deployment(owner, service, validated, workload, config),
         }),
         edge,
     }
@@ -100,13 +111,28 @@ impl Desired {
     /// # Errors
     /// When a child cannot be written as JSON, which would be a bug.
     pub fn objects(&self) -> Result<Vec<(InventoryItem, serde_json::Value)>, serde_json::Error> {
-        let Self { service_account, core_service, edge_errors, workload, edge } = self;
-        let mut objects = vec![entry(service_account)?, entry(core_service)?];
+        let Self {
+            network_policy,
+            service_account,
+            core_service,
+            edge_errors,
+            disruption_budget,
+            workload,
+            edge,
+        } = self;
+        let mut objects = Vec::new();
+        if let Some(policy) = network_policy {
+            objects.push(entry(policy)?);
+        }
+        objects.extend([entry(service_account)?, entry(core_service)?]);
         if let Some(network::EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
             objects.push(entry(service)?);
             if let Some(slice) = endpoint_slice {
                 objects.push(entry(slice)?);
             }
+        }
+        if let Some(budget) = disruption_budget {
+            objects.push(entry(budget)?);
         }
         if let Some(Workload { hooks, deployment }) = workload {
             for hook in hooks {

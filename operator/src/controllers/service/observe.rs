@@ -3,15 +3,22 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
 use peristyle_crds::{
     condition::types,
     v1alpha1::{
-        Database, Service,
+        Database, EdgeClass, Service,
         database::RoleName,
-        service::{EnvFrom, Expose, Port},
+        edge_class::EdgePods,
+        service::{Expose, Port, Protocol},
     },
 };
 
+use super::{
+    peers, references,
+    references::Reference,
+    validate::{DEFAULT_PORT, access::Peer, ports},
+};
 use crate::{
     auth::{
         protection::{self, Protection},
@@ -37,8 +44,13 @@ pub struct Observed {
     pub default_replicas: i32,
     /// Databases of the namespace that are bound, by name; what is absent does not exist.
     pub databases: BTreeMap<String, DatabaseView>,
-    /// Port of the core Service of each dependency, by namespace and name; what is absent does not exist.
-    pub dependencies: BTreeMap<(String, String), i32>,
+    /// Each dependency, by namespace and name; what is absent does not exist, or is in another
+    /// namespace and does not list this Service.
+    pub dependencies: BTreeMap<(String, String), DependencyView>,
+    /// Services of the namespace that call this one, sorted.
+    pub callers: Vec<String>,
+    /// Pods of each EdgeClass that serves an expose entry, by its name.
+    pub edges: BTreeMap<String, Peer>,
     /// Required Secrets and ConfigMaps that do not exist.
     pub missing: Vec<String>,
     /// For each expose entry, by name.
@@ -47,6 +59,17 @@ pub struct Observed {
     pub edge_errors: Option<EdgeErrors>,
     /// Whether the API server serves Traefik's kinds.
     pub has_traefik: bool,
+}
+
+/// A Service that is called.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DependencyView {
+    /// Port of its core Service.
+    pub service_port: i32,
+    /// Port of its container.
+    pub container_port: i32,
+    /// What is spoken there.
+    pub protocol: Protocol,
 }
 
 /// A bound Database.
@@ -58,6 +81,8 @@ pub struct DatabaseView {
     pub message: String,
     /// Secret of each role that can log in.
     pub secrets: BTreeMap<RoleName, String>,
+    /// Host and port of its server.
+    pub server: Option<(String, i32)>,
 }
 
 /// An expose entry.
@@ -110,7 +135,8 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
         let name = dependency.service.clone()?;
         let namespace = dependency.namespace.clone().unwrap_or_else(|| owner.namespace.clone());
         let target = stores.services.get(&namespace, &name)?;
-        Some(((namespace, name), first_port(&target)))
+        peers::admits(&target, &owner.namespace, &owner.name)
+            .then(|| ((namespace, name), DependencyView::of(&target)))
     });
     let is_absent = |reference: &Reference| match reference {
         Reference::Secret(name) => stores.secrets.get(&owner.namespace, name).is_none(),
@@ -121,7 +147,9 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
         default_replicas: ctx.config.default_replicas,
         databases: databases.collect(),
         dependencies: dependencies.collect(),
-        missing: references(service)
+        callers: callers(ctx, service),
+        edges: edges(ctx, service),
+        missing: references::required(service)
             .into_iter()
             .filter(is_absent)
             .map(|reference| reference.to_string())
@@ -132,56 +160,25 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
     }
 }
 
-/// A required Secret or ConfigMap of the same namespace.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Reference {
-    /// A Secret.
-    Secret(String),
-    /// A ConfigMap.
-    ConfigMap(String),
-}
-
-impl std::fmt::Display for Reference {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Secret(name) => write!(f, "Secret {name}"),
-            Self::ConfigMap(name) => write!(f, "ConfigMap {name}"),
-        }
+impl DependencyView {
+    /// What dependents call of `service`: its first port.
+    #[must_use]
+    pub fn of(service: &Service) -> Self {
+        ports(service).first().map(Self::from).unwrap_or_default()
     }
 }
 
-/// Secrets and ConfigMaps without which a pod would not start, sorted.
-#[must_use]
-pub fn references(service: &Service) -> Vec<Reference> {
-    let from = |source: &EnvFrom| {
-        let required = |optional: Option<bool>| optional != Some(true);
-        let secret = source.secret_ref.iter().filter(|s| required(s.optional));
-        let config_map = source.config_map_ref.iter().filter(|c| required(c.optional));
-        secret
-            .map(|s| Reference::Secret(s.name.clone()))
-            .chain(config_map.map(|c| Reference::ConfigMap(c.name.clone())))
-            .collect::<Vec<_>>()
-    };
-    let single = service.spec.env.iter().flat_map(|variable| {
-        let source = variable.value_from.clone().unwrap_or_default();
-        [
-            (source.secret_key_ref, Reference::Secret as fn(String) -> Reference),
-            (source.config_map_key_ref, Reference::ConfigMap),
-        ]
-        .into_iter()
-        .filter_map(|(key, make)| key.filter(|k| k.optional != Some(true)).map(|k| make(k.name)))
-        .collect::<Vec<_>>()
-    });
-    let mut all: Vec<_> = service.spec.env_from.iter().flat_map(from).chain(single).collect();
-    all.sort();
-    all.dedup();
-    all
+/// A Service that names no port.
+impl Default for DependencyView {
+    fn default() -> Self {
+        Self { service_port: DEFAULT_PORT, container_port: DEFAULT_PORT, protocol: Protocol::default() }
+    }
 }
 
-/// The port of the core Service that dependents call: the first one.
-#[must_use]
-pub fn first_port(service: &Service) -> i32 {
-    service.spec.ports.first().map_or(super::validate::DEFAULT_PORT, Port::service_port)
+impl From<&Port> for DependencyView {
+    fn from(port: &Port) -> Self {
+        Self { service_port: port.service_port(), container_port: port.port, protocol: port.protocol() }
+    }
 }
 
 fn view(database: &Database) -> DatabaseView {
@@ -191,7 +188,40 @@ fn view(database: &Database) -> DatabaseView {
         is_ready: conditions::is_true(&status.conditions, types::READY, database.metadata.generation),
         message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
         secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
+        server: status.server.map(|server| (server.host, server.port)),
     }
+}
+
+fn callers(ctx: &Context, service: &Service) -> Vec<String> {
+    let is_caller = |caller: &Service| {
+        caller.metadata.namespace == service.metadata.namespace
+            && caller.metadata.deletion_timestamp.is_none()
+            && peers::depends(caller, service)
+    };
+    let found = ctx.stores.services.store().state_filter(is_caller);
+    let mut names: Vec<String> = found.iter().map(|caller| caller.name_any()).collect();
+    names.sort();
+    names
+}
+
+/// Pods of the classes that the Service may be exposed by.
+fn edges(ctx: &Context, service: &Service) -> BTreeMap<String, Peer> {
+    if service.spec.expose.is_empty() {
+        return BTreeMap::new();
+    }
+    let classes = ctx.stores.edge_classes.store().state();
+    classes.iter().map(|class| (class.name_any(), edge(class, &ctx.config.namespace))).collect()
+}
+
+/// Pods of a class; `system` is the operator's namespace.
+#[must_use]
+pub fn edge(class: &EdgeClass, system: &str) -> Peer {
+    let pods = class.spec.traefik.as_ref().and_then(|traefik| traefik.pods.clone());
+    let pods = pods.unwrap_or_else(|| EdgePods {
+        namespace: system.to_owned(),
+        match_labels: [("app.kubernetes.io/name".to_owned(), "traefik".to_owned())].into(),
+    });
+    Peer::Pods { namespace: pods.namespace, labels: pods.match_labels }
 }
 
 fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, ExposeView> {

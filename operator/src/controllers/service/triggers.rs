@@ -3,11 +3,15 @@
 use futures::stream::BoxStream;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
-    names::SERVICE_LABEL,
-    v1alpha1::{Database, Service},
+    names::{DATABASE_LABEL, SERVICE_LABEL},
+    v1alpha1::{Database, Service, service::AccessMode},
 };
 
-use super::observe::{Reference, SLICE_SERVICE_LABEL, references};
+use super::{
+    observe::SLICE_SERVICE_LABEL,
+    peers,
+    references::{Reference, mentions},
+};
 use crate::{auth::publications::Publications, stores::Stores, watch::concerned};
 
 /// All of them.
@@ -24,20 +28,24 @@ pub fn all(
         stores.core_services.owners(SERVICE_LABEL),
         stores.service_accounts.owners(SERVICE_LABEL),
         stores.jobs.owners(SERVICE_LABEL),
+        stores.network_policies.owners(SERVICE_LABEL),
+        stores.disruption_budgets.owners(SERVICE_LABEL),
         stores.endpoint_slices.owners(SERVICE_LABEL),
         stores.pods.owners(SERVICE_LABEL),
         stores.ingress_routes.owners(SERVICE_LABEL),
         stores.middlewares.owners(SERVICE_LABEL),
         stores.servers_transports.owners(SERVICE_LABEL),
         stores.databases.concerning(services, uses),
-        stores.services.concerning(services, calls),
+        stores.services.concerning(services, |target, service| peers::depends(service, target)),
+        called(stores),
         // A host may have been claimed or given up.
         concerned(stores.services.spec_changes(), services, |(), service| is_exposed(service)),
         stores.secrets.concerning(services, |secret, service| {
-            is_local(secret, service) && references(service).contains(&Reference::Secret(secret.name_any()))
+            is_local(secret, service)
+                && (mentions(service, &Reference::Secret(secret.name_any())) || reads(service, secret))
         }),
         stores.config_maps.concerning(services, |map, service| {
-            is_local(map, service) && references(service).contains(&Reference::ConfigMap(map.name_any()))
+            is_local(map, service) && mentions(service, &Reference::ConfigMap(map.name_any()))
         }),
         // Also those that a policy no longer targets.
         stores
@@ -68,12 +76,26 @@ fn uses(database: &Database, service: &Service) -> bool {
     is_local(database, service) && service.spec.databases.iter().any(|binding| binding.database == name)
 }
 
-/// Whether `service` calls `changed`.
-fn calls(changed: &Service, service: &Service) -> bool {
-    let name = changed.name_any();
-    service.spec.depends_on.iter().any(|dependency| {
-        dependency.service.as_ref() == Some(&name)
-            && dependency.namespace.as_ref().or(service.metadata.namespace.as_ref())
-                == changed.metadata.namespace.as_ref()
+/// Whether `secret` holds credentials of a Database that `service` binds.
+fn reads(service: &Service, secret: &impl kube::Resource) -> bool {
+    let label = secret.meta().labels.as_ref().and_then(|labels| labels.get(DATABASE_LABEL));
+    label.is_some_and(|name| service.spec.databases.iter().any(|binding| binding.database == *name))
+}
+
+/// Services whose NetworkPolicy lists a changed Service of the namespace
+/// although it does not call them any more, or the other way round.
+fn called(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
+    let policies = stores.network_policies.store().clone();
+    let present = stores.services.store().clone();
+    stores.services.concerning(&stores.services, move |changed, service| {
+        if !is_local(changed, service) || service.spec.access_mode() == AccessMode::Open {
+            return false;
+        }
+        let live = present.get(&ObjectRef::from_obj(changed));
+        let is_caller = live
+            .is_some_and(|live| live.metadata.deletion_timestamp.is_none() && peers::depends(&live, service));
+        let namespace = service.namespace().unwrap_or_default();
+        let policy = policies.get(&ObjectRef::new(&service.name_any()).within(&namespace));
+        policy.is_some_and(|policy| peers::lists(&policy, &changed.name_any())) != is_caller
     })
 }

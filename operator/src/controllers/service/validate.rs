@@ -1,8 +1,11 @@
 //! From a spec and what was observed to what can be built. Pure.
 
+pub mod access;
 pub mod env;
 pub mod hook;
+pub mod lifetime;
 pub mod probe;
+pub mod problems;
 
 use std::collections::BTreeMap;
 
@@ -12,11 +15,11 @@ use peristyle_crds::{
     v1alpha1::{
         Service,
         database::RoleName,
-        service::{BindingRole, DatabaseBinding, Port, Protocol},
+        service::{BindingRole, DatabaseBinding, Port, Problem, Protocol},
     },
 };
 
-use self::{hook::ValidHook, probe::Probes};
+use self::{access::Peers, hook::ValidHook, lifetime::Shutdown, probe::Probes};
 use super::observe::Observed;
 use crate::conditions::Finding;
 
@@ -50,6 +53,18 @@ pub struct Validated {
     pub holds: Vec<Finding>,
     /// How the databases stand.
     pub databases: Finding,
+    /// Who may connect to and from the pods; `None`: everything may.
+    pub peers: Option<Peers>,
+    /// Whether those that are called agree.
+    pub access: Finding,
+    /// How a pod stops.
+    pub shutdown: Shutdown,
+    /// Node labels over which pods are spread.
+    pub spread: Vec<String>,
+    /// Whether a drain of nodes takes one pod at a time.
+    pub is_budgeted: bool,
+    /// What is accepted although it is odd.
+    pub problems: Vec<Problem>,
 }
 
 /// Everything about the pods that is not copied from the spec.
@@ -61,6 +76,8 @@ pub struct Workload {
     pub probes: Probes,
     /// What runs before, in order.
     pub hooks: Vec<ValidHook>,
+    /// Secrets of the databases that the pods read.
+    pub database_secrets: Vec<String>,
 }
 
 /// The ports with their default.
@@ -88,12 +105,23 @@ pub fn validate(service: &Service, observed: &Observed) -> Result<Validated, Inv
     if databases.state != crate::conditions::State::Good {
         holds.push(databases.clone());
     }
+    let shutdown = lifetime::shutdown(service)?;
+    let mut problems = problems::of_spec(service);
+    let (peers, access) = access::access(service, observed, &ports, &mut problems);
+    let replicas = spec.replicas.unwrap_or(observed.default_replicas);
+    let database_secrets = secrets.into_values().map(|bound| bound.workload).collect();
     Ok(Validated {
-        replicas: spec.replicas.unwrap_or(observed.default_replicas),
-        workload: holds.is_empty().then_some(Workload { env, probes, hooks }),
+        replicas,
+        workload: holds.is_empty().then_some(Workload { env, probes, hooks, database_secrets }),
         ports,
         holds,
         databases,
+        peers,
+        access,
+        shutdown,
+        spread: lifetime::spread(service),
+        is_budgeted: lifetime::is_budgeted(service, replicas),
+        problems,
     })
 }
 

@@ -1,24 +1,39 @@
 //! How the pods stand, and what keeps them from running. Pure.
 //!
-//! Messages name the pod and the cause, and hold no counts of restarts: a
-//! status that changes with every restart would never come to rest.
+//! Messages name the pod and the cause. They change with what happened and not
+//! with what the kubelet is doing about it: a pod in a crash loop changes its
+//! message once per restart, and restarts are at last five minutes apart.
+
+pub mod cause;
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{ContainerState, ContainerStatus, Pod},
+    apps::v1::{Deployment, DeploymentCondition, DeploymentStatus},
+    core::v1::Pod,
 };
 use kube::ResourceExt;
 use peristyle_crds::condition::{Reason, types};
 
+use self::cause::{Cause, Weight};
 use super::apply::HookState;
 use crate::conditions::Finding;
 
 const CONDITION: &str = types::WORKLOAD_AVAILABLE;
 
+/// Whether there is nothing that only the pods could explain.
+#[must_use]
+pub fn is_settled(deployment: Option<&Deployment>, hooks: &HookState) -> bool {
+    match hooks {
+        HookState::Failed { .. } | HookState::Running { .. } => false,
+        HookState::Held | HookState::Done => {
+            deployment.is_none_or(|deployment| Progress::of(deployment).is_done())
+        }
+    }
+}
+
 /// How the workload stands.
 ///
 /// `holds` is what the pods need and is missing; `pods` are those of the
-/// workload and of its hooks.
+/// workload and of its hooks, which matter only if not [`is_settled`].
 #[must_use]
 pub fn finding(
     deployment: Option<&Deployment>,
@@ -29,8 +44,7 @@ pub fn finding(
 ) -> Finding {
     match hooks {
         HookState::Failed { hook, job, reason } => {
-            let cause = pods_of(pods, job).and_then(|pods| worst(&pods));
-            let cause = cause.map_or_else(|| reason.clone(), |cause| cause.text);
+            let cause = cause::of_job(&pods_of(pods, job)).unwrap_or_else(|| reason.clone());
             return Finding::stalled(
                 CONDITION,
                 Reason::HookFailed,
@@ -40,7 +54,7 @@ pub fn finding(
             );
         }
         HookState::Running { hook, job } => {
-            let cause = pods_of(pods, job).and_then(|pods| worst(&pods));
+            let cause = cause::worst(&pods_of(pods, job));
             let cause = cause.map(|cause| format!(": {}", cause.text)).unwrap_or_default();
             return Finding::waiting(
                 CONDITION,
@@ -60,15 +74,58 @@ pub fn finding(
     }
 }
 
+/// What the Deployment controller says.
+struct Progress {
+    desired: i32,
+    status: DeploymentStatus,
+    is_observed: bool,
+}
+
+impl Progress {
+    fn of(deployment: &Deployment) -> Self {
+        let status = deployment.status.clone().unwrap_or_default();
+        Self {
+            desired: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+            is_observed: status.observed_generation >= deployment.metadata.generation,
+            status,
+        }
+    }
+
+    fn available(&self) -> i32 {
+        self.status.available_replicas.unwrap_or(0)
+    }
+
+    fn is_done(&self) -> bool {
+        let updated = self.status.updated_replicas.unwrap_or(0);
+        self.is_observed
+            && updated >= self.desired
+            && self.available() >= self.desired
+            && self.status.replicas.unwrap_or(0) <= updated
+    }
+
+    fn condition(&self, type_: &str, status: &str) -> Option<&DeploymentCondition> {
+        let mut conditions = self.status.conditions.iter().flatten();
+        conditions.find(|c| c.type_ == type_ && c.status == status).filter(|_| self.is_observed)
+    }
+
+    fn is_late(&self) -> bool {
+        self.condition("Progressing", "False")
+            .is_some_and(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"))
+    }
+
+    /// The rollout was complete once, and no pod of it serves any more.
+    fn is_down(&self) -> bool {
+        self.available() == 0
+            && self
+                .condition("Progressing", "True")
+                .is_some_and(|c| c.reason.as_deref() == Some("NewReplicaSetAvailable"))
+    }
+}
+
 fn running(deployment: &Deployment, image: &str, pods: &[&Pod]) -> Finding {
-    let desired = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-    let status = deployment.status.clone().unwrap_or_default();
-    let available = status.available_replicas.unwrap_or(0);
-    let updated = status.updated_replicas.unwrap_or(0);
-    let is_observed = status.observed_generation >= deployment.metadata.generation;
-    let is_done =
-        is_observed && updated >= desired && available >= desired && status.replicas.unwrap_or(0) <= updated;
-    if is_done {
+    let progress = Progress::of(deployment);
+    let desired = progress.desired;
+    if progress.is_done() {
         let message = match desired {
             0 => "scaled to zero".to_owned(),
             1 => format!("1 pod runs {image}"),
@@ -77,133 +134,49 @@ fn running(deployment: &Deployment, image: &str, pods: &[&Pod]) -> Finding {
         return Finding::good(CONDITION, message);
     }
     let name = deployment.name_any();
-    let own = pods_of(pods, &name).unwrap_or_default();
-    if let Some(cause) = worst(&own) {
-        return match cause.kind {
-            Kind::Failure => Finding::failed(CONDITION, Reason::RolloutFailed, cause.text),
-            Kind::Missing => Finding::waiting(CONDITION, Reason::ReferenceMissing, cause.text),
-            Kind::Unschedulable => Finding::waiting(CONDITION, Reason::RolloutInProgress, cause.text),
-        };
+    let mut own = pods_of(pods, &name);
+    // Evicted pods stay as objects and have been replaced.
+    own.retain(|pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        !matches!(phase, Some("Failed" | "Succeeded"))
+    });
+    let cause = cause::worst(&own);
+    if let Some(Cause { weight: Weight::Failure, reason, text }) = cause {
+        return Finding::failed(CONDITION, reason, text);
     }
-    let conditions = status.conditions.unwrap_or_default();
-    let condition = |type_: &str, status: &str| {
-        conditions.iter().find(|c| c.type_ == type_ && c.status == status && is_observed)
-    };
-    if let Some(refused) = condition("ReplicaFailure", "True") {
+    if let Some(refused) = progress.condition("ReplicaFailure", "True") {
         let message = refused.message.as_deref().unwrap_or_default();
         // The name of the pod that could not be created differs at every try.
         let message = message.split_once("\" is forbidden: ").map_or(message, |(_, rest)| rest);
-        return Finding::failed(
-            CONDITION,
-            Reason::RolloutFailed,
-            format!("{name}: pods cannot be created: {message}"),
-        );
+        let is_quota = message.starts_with("exceeded quota");
+        let reason = if is_quota { Reason::QuotaExceeded } else { Reason::PodsRefused };
+        return Finding::failed(CONDITION, reason, format!("{name}: pods cannot be created: {message}"));
     }
-    if condition("Progressing", "False")
-        .is_some_and(|c| c.reason.as_deref() == Some("ProgressDeadlineExceeded"))
-    {
-        return Finding::failed(
-            CONDITION,
-            Reason::RolloutFailed,
-            format!("{name}: {available} of {desired} pods became available within the deadline"),
-        );
+    let available = progress.available();
+    let count = format!("{name}: {available} of {desired} pods are available");
+    match (cause, progress.is_late()) {
+        (Some(cause), true) => Finding::failed(CONDITION, cause.reason, cause.text),
+        (Some(cause), false) => Finding::waiting(CONDITION, cause.reason, cause.text),
+        (None, true) => {
+            let pod = cause::not_ready(&own).map(|pod| format!("; {pod}")).unwrap_or_default();
+            let message = format!("{count} and the deadline of the rollout has passed{pod}");
+            Finding::failed(CONDITION, Reason::ProgressDeadlineExceeded, message)
+        }
+        (None, false) if progress.is_down() => {
+            let pod = cause::not_ready(&own).map(|pod| format!("; {pod}")).unwrap_or_default();
+            Finding::failed(CONDITION, Reason::PodsNotReady, format!("{count}{pod}"))
+        }
+        (None, false) => Finding::waiting(CONDITION, Reason::RolloutInProgress, count),
     }
-    Finding::waiting(
-        CONDITION,
-        Reason::RolloutInProgress,
-        format!("{name}: {available} of {desired} pods are available"),
-    )
 }
 
 /// Pods whose instance label is `instance`: the Deployment's or one Job's.
-fn pods_of<'a>(pods: &[&'a Pod], instance: &str) -> Option<Vec<&'a Pod>> {
+fn pods_of<'a>(pods: &[&'a Pod], instance: &str) -> Vec<&'a Pod> {
     let is_of = |pod: &&&Pod| {
         pod.labels().get("app.kubernetes.io/instance").is_some_and(|value| value == instance)
             && pod.metadata.deletion_timestamp.is_none()
     };
-    let found: Vec<&Pod> = pods.iter().filter(is_of).copied().collect();
-    (!found.is_empty()).then_some(found)
-}
-
-/// What keeps a pod from running; the worst first.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Kind {
-    Failure,
-    Missing,
-    Unschedulable,
-}
-
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct Cause {
-    kind: Kind,
-    text: String,
-}
-
-/// The worst cause of all, the same one whatever the order of the pods.
-fn worst(pods: &[&Pod]) -> Option<Cause> {
-    pods.iter().filter_map(|pod| cause(pod)).min()
-}
-
-fn cause(pod: &Pod) -> Option<Cause> {
-    let status = pod.status.as_ref()?;
-    let of_container =
-        status.container_statuses.iter().flatten().filter_map(container).min_by_key(|(kind, _)| *kind);
-    let unschedulable = || {
-        status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|c| {
-                c.type_ == "PodScheduled"
-                    && c.status == "False"
-                    && c.reason.as_deref() == Some("Unschedulable")
-            })
-            .map(|c| {
-                let why = c.message.clone().unwrap_or_default();
-                (Kind::Unschedulable, format!("Unschedulable: {why}"))
-            })
-    };
-    let (kind, text) = of_container.or_else(unschedulable)?;
-    Some(Cause { kind, text: format!("{}: {text}", pod.name_any()) })
-}
-
-fn container(status: &ContainerStatus) -> Option<(Kind, String)> {
-    if status.ready {
-        return None;
-    }
-    let state = status.state.clone().unwrap_or_default();
-    if let Some(waiting) = &state.waiting {
-        let reason = waiting.reason.as_deref().unwrap_or_default();
-        match reason {
-            // The two alternate while the kubelet tries again.
-            "ErrImagePull" | "ImagePullBackOff" => {
-                return Some((Kind::Failure, format!("ImagePullBackOff (image {})", status.image)));
-            }
-            "ErrImageNeverPull" | "InvalidImageName" => {
-                return Some((Kind::Failure, format!("{reason} (image {})", status.image)));
-            }
-            "CreateContainerConfigError" => {
-                let why = waiting.message.as_deref().unwrap_or_default();
-                return Some((Kind::Missing, format!("{reason}: {why}")));
-            }
-            "CreateContainerError" | "RunContainerError" | "StartError" => {
-                return Some((Kind::Failure, reason.to_owned()));
-            }
-            _ => {}
-        }
-    }
-    // Between two starts the state alternates; what ended the last one does not.
-    let ended = exit(&state).or_else(|| exit(&status.last_state.clone().unwrap_or_default()))?;
-    let word = if status.restart_count > 0 { "CrashLoopBackOff" } else { "Terminated" };
-    Some((Kind::Failure, format!("{word} ({ended})")))
-}
-
-fn exit(state: &ContainerState) -> Option<String> {
-    let terminated = state.terminated.as_ref().filter(|t| t.exit_code != 0)?;
-    Some(match terminated.reason.as_deref() {
-        Some("OOMKilled") => "out of memory".to_owned(),
-        _ => format!("exit {}", terminated.exit_code),
-    })
+    pods.iter().filter(is_of).copied().collect()
 }
 
 #[cfg(test)]
@@ -250,39 +223,52 @@ mod tests {
     #[rstest]
     #[case::crash_loop(
         container(&json!({"waiting": {"reason": "CrashLoopBackOff"}}), &json!({"terminated": {"exitCode": 1}}), 3),
-        State::Failed, "orders-a: CrashLoopBackOff (exit 1)"
+        State::Failed, Reason::CrashLoopBackOff, "orders-a: CrashLoopBackOff (exit 1), 3 restarts"
     )]
     #[case::between_two_crashes(
-        container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 1}}), 4),
-        State::Failed, "orders-a: CrashLoopBackOff (exit 1)"
+        container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 1}}), 3),
+        State::Failed, Reason::CrashLoopBackOff, "orders-a: CrashLoopBackOff (exit 1), 3 restarts"
+    )]
+    #[case::first_crash(
+        container(&json!({"terminated": {"exitCode": 1}}), &json!({}), 0),
+        State::Failed, Reason::ContainerFailed, "orders-a: Terminated (exit 1)"
     )]
     #[case::out_of_memory(
         container(&json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), &json!({}), 1),
-        State::Failed, "orders-a: CrashLoopBackOff (out of memory)"
+        State::Failed, Reason::OOMKilled, "orders-a: OOMKilled, 1 restart"
     )]
     #[case::image(
         container(&json!({"waiting": {"reason": "ErrImagePull", "message": "at 12:00"}}), &json!({}), 0),
-        State::Failed, "orders-a: ImagePullBackOff (image r.test/o:1)"
+        State::Failed, Reason::ImagePullBackOff, "orders-a: ImagePullBackOff (image r.test/o:1)"
+    )]
+    #[case::image_later(
+        container(&json!({"waiting": {"reason": "ImagePullBackOff", "message": "at 12:01"}}), &json!({}), 0),
+        State::Failed, Reason::ImagePullBackOff, "orders-a: ImagePullBackOff (image r.test/o:1)"
+    )]
+    #[case::no_such_command(
+        container(&json!({"waiting": {"reason": "RunContainerError", "message": "container 1a2b"}}), &json!({}), 0),
+        State::Failed, Reason::ContainerFailed, "orders-a: RunContainerError"
     )]
     #[case::key_of_a_secret(
         container(&json!({"waiting": {"reason": "CreateContainerConfigError", "message": "couldn't find key k in Secret shop/s"}}), &json!({}), 0),
-        State::Waiting, "orders-a: CreateContainerConfigError: couldn't find key k in Secret shop/s"
+        State::Waiting, Reason::CreateContainerConfigError, "orders-a: CreateContainerConfigError: couldn't find key k in Secret shop/s"
     )]
     #[case::unschedulable(
         json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}]}),
-        State::Waiting, "orders-a: Unschedulable: 0/1 nodes are available"
+        State::Waiting, Reason::Unschedulable, "orders-a: Unschedulable: 0/1 nodes are available"
     )]
     #[case::starting(
         container(&json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}), 0),
-        State::Waiting, "orders: 1 of 2 pods are available"
+        State::Waiting, Reason::RolloutInProgress, "orders: 1 of 2 pods are available"
     )]
     fn an_unavailable_workload_names_the_pod_and_the_cause(
         #[case] status: Value,
         #[case] state: State,
+        #[case] reason: Reason,
         #[case] message: &str,
     ) {
         let finding = judged(&starting(), &[pod("orders-a", "orders", &status)]);
-        assert_eq!((finding.state, finding.message.as_str()), (state, message));
+        assert_eq!((finding.state, finding.reason, finding.message.as_str()), (state, reason, message));
     }
 
     #[test]
@@ -304,7 +290,7 @@ mod tests {
             pod("orders-migrate", "orders-migrate-1", &crash),
         ];
         let first = judged(&starting(), &pods);
-        assert_eq!(first.message, "orders-b: CrashLoopBackOff (exit 1)");
+        assert_eq!(first.message, "orders-b: CrashLoopBackOff (exit 1), 3 restarts");
         pods.reverse();
         assert_eq!(judged(&starting(), &pods), first);
     }
@@ -332,31 +318,92 @@ mod tests {
             "message": "pods \"orders-7f9c-x2x4z\" is forbidden: exceeded quota: q"}]);
         let finding = judged(&status, &[]);
         assert_eq!(finding.message, "orders: pods cannot be created: exceeded quota: q");
-        assert_eq!(finding.state, State::Failed);
+        assert_eq!((finding.state, finding.reason), (State::Failed, Reason::QuotaExceeded));
+        status["conditions"][0]["message"] =
+            json!("pods \"orders-7f9c-x2x4z\" is forbidden: violates PodSecurity \"restricted\"");
+        let finding = judged(&status, &[]);
+        assert_eq!(
+            (finding.reason, finding.message.as_str()),
+            (Reason::PodsRefused, "orders: pods cannot be created: violates PodSecurity \"restricted\"")
+        );
     }
 
     #[test]
-    fn a_missed_deadline_is_a_failure() {
+    fn what_was_waited_for_in_vain_is_a_failure_after_the_deadline() {
         let mut status = starting();
         status["conditions"] =
             json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
-        assert_eq!(judged(&status, &[]).reason, Reason::RolloutFailed);
+        let late = "orders: 1 of 2 pods are available and the deadline of the rollout has passed";
+        let bare = judged(&status, &[]);
+        assert_eq!((bare.state, bare.reason), (State::Failed, Reason::ProgressDeadlineExceeded));
+        assert_eq!(bare.message, late);
+        let sick = pod("orders-a", "orders", &container(&json!({"running": {}}), &json!({}), 0));
+        assert_eq!(
+            judged(&status, &[sick]).message,
+            format!("{late}; orders-a: runs and does not pass its readiness check")
+        );
+        let pending = json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}]});
+        let unschedulable = judged(&status, &[pod("orders-a", "orders", &pending)]);
+        assert_eq!((unschedulable.state, unschedulable.reason), (State::Failed, Reason::Unschedulable));
     }
 
     #[test]
-    fn a_failed_hook_stalls_with_the_exit_code_of_its_pod() {
+    fn availability_is_withdrawn_when_pods_fail_later() {
+        let mut status = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2,
+            "conditions": [{"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}]});
+        assert_eq!(judged(&status, &[]).state, State::Good);
+        status["availableReplicas"] = json!(1);
+        assert_eq!(judged(&status, &[]).state, State::Waiting);
+        status["availableReplicas"] = json!(0);
+        let sick = pod("orders-a", "orders", &container(&json!({"running": {}}), &json!({}), 0));
+        let down = judged(&status, &[sick]);
+        assert_eq!((down.state, down.reason), (State::Failed, Reason::PodsNotReady));
+        assert_eq!(
+            down.message,
+            "orders: 0 of 2 pods are available; orders-a: runs and does not pass its readiness check"
+        );
+    }
+
+    #[test]
+    fn an_evicted_pod_that_was_replaced_is_no_cause() {
+        let mut evicted = container(&json!({"terminated": {"exitCode": 137}}), &json!({}), 0);
+        evicted["phase"] = json!("Failed");
+        let finding = judged(&starting(), &[pod("orders-a", "orders", &evicted)]);
+        assert_eq!(finding.reason, Reason::RolloutInProgress);
+    }
+
+    #[test]
+    fn pods_matter_only_where_something_is_to_be_explained() {
+        let done = deployment(
+            &json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
+        );
+        assert!(is_settled(Some(&done), &HookState::Done));
+        assert!(is_settled(None, &HookState::Held));
+        assert!(!is_settled(Some(&deployment(&starting())), &HookState::Done));
+        let runs = HookState::Running { hook: "m".to_owned(), job: "j".to_owned() };
+        assert!(!is_settled(Some(&done), &runs));
+    }
+
+    #[test]
+    fn a_failed_hook_stalls_with_what_its_last_pod_said() {
         let failed = HookState::Failed {
             hook: "migrate".to_owned(),
             job: "orders-migrate-1".to_owned(),
             reason: "BackoffLimitExceeded".to_owned(),
         };
-        let status = container(&json!({"terminated": {"exitCode": 2, "reason": "Error"}}), &json!({}), 0);
-        let pod = pod("orders-migrate-1-x", "orders-migrate-1", &status);
-        let with_pod = finding(None, &failed, &[], "x", &[&pod]);
+        let ended = |name: &str, at: &str, log: &str| {
+            let state = json!({"terminated": {"exitCode": 2, "reason": "Error", "message": log}});
+            let mut pod = pod(name, "orders-migrate-1", &container(&state, &json!({}), 0));
+            pod.metadata.creation_timestamp = serde_json::from_value(json!(at)).unwrap();
+            pod
+        };
+        let last = ended("orders-migrate-1-a", "2026-01-01T00:01:00Z", "starting\nno such table\n");
+        let first = ended("orders-migrate-1-b", "2026-01-01T00:00:00Z", "timeout\n");
+        let with_pod = finding(None, &failed, &[], "x", &[&last, &first]);
         assert_eq!(with_pod.state, State::Stalled);
         assert_eq!(
             with_pod.message,
-            "hook migrate (Job orders-migrate-1) failed: orders-migrate-1-x: Terminated (exit 2); change the image or the hook to run it again"
+            "hook migrate (Job orders-migrate-1) failed: orders-migrate-1-a: exit 2: no such table; change the image or the hook to run it again"
         );
         let without = finding(None, &failed, &[], "x", &[]);
         assert!(without.message.contains("failed: BackoffLimitExceeded"), "{}", without.message);

@@ -38,6 +38,9 @@ const DEFAULTS: &str = "SELECT coalesce(n.nspname, '*')::text, a.defaclobjtype::
     FROM pg_default_acl a LEFT JOIN pg_namespace n ON n.oid = a.defaclnamespace \
     CROSS JOIN LATERAL aclexplode(a.defaclacl) x \
     WHERE a.defaclrole = (SELECT oid FROM pg_roles WHERE rolname = $1)";
+/// Every role may see whose sessions there are.
+const LOGIN_SESSIONS: &str = "SELECT usename::text, count(*) FROM pg_stat_activity \
+    WHERE datname = $1 AND usename = ANY($2) GROUP BY 1";
 const SESSIONS: &str = "SELECT coalesce(usename, backend_type)::text, count(*) FROM pg_stat_activity \
     WHERE datname = $1 GROUP BY 1 ORDER BY 1";
 const DEPENDENTS: &str = "SELECT r.rolname::text, coalesce(d.datname, 'the server')::text, count(*) FROM pg_shdepend s \
@@ -98,7 +101,18 @@ impl Connection {
             roles,
             members,
             database: self.database(names.database.as_str()).await?,
+            sessions: self.login_sessions(names).await?,
         })
+    }
+
+    /// Sessions in the database by the name of their login.
+    pub(super) async fn login_sessions(&self, names: &Names) -> Result<BTreeMap<String, i64>, Error> {
+        let logins: Vec<&str> = names.logins().map(|(_, _, name)| name.as_str()).collect();
+        let mut sessions = BTreeMap::new();
+        for row in self.query(LOGIN_SESSIONS, &[&names.database.as_str(), &logins]).await? {
+            sessions.insert(column(&row, 0)?, column(&row, 1)?);
+        }
+        Ok(sessions)
     }
 
     async fn database(&self, name: &str) -> Result<Option<Database>, Error> {

@@ -1,20 +1,28 @@
 //! Runs plans. Everything is looked up first, so that a run after a crash at
 //! any point goes on where the last one ended.
 
-use std::collections::BTreeMap;
-
-use peristyle_crds::v1alpha1::database::RoleName;
+use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 
 use super::{Connection, Endpoint, Error, Login, Refusal, Session};
 use crate::sql::{
     Identifier, Statement,
     catalog::{Catalog, Server},
     names::Names,
-    password::{Password, Verifier},
+    password::Password,
     plan::{self, Desired},
 };
 
-/// Makes groups, database, schema and logins as `desired`; the server as it was found.
+/// What was found and made on the server.
+#[derive(Clone, Debug)]
+pub struct Provisioned {
+    /// The server.
+    pub server: Server,
+    /// Its catalog afterwards.
+    pub catalog: Catalog,
+}
+
+/// Makes groups, database and schema as `desired` and repairs the logins that
+/// exist; makes no login.
 ///
 /// Nothing is changed when another server than `expected` answers or when
 /// something of that name belongs to somebody else.
@@ -24,9 +32,8 @@ use crate::sql::{
 pub async fn provision(
     session: &Session,
     desired: &Desired,
-    passwords: &BTreeMap<RoleName, Password>,
     expected: Option<&str>,
-) -> Result<Server, Error> {
+) -> Result<Provisioned, Error> {
     let admin = session.maintenance().await?;
     let server = inspect(session, &admin, expected).await?;
     let mut catalog = admin.catalog(&desired.names, &server.admin).await?;
@@ -35,6 +42,12 @@ pub async fn provision(
         run(&admin, &statements).await?;
         catalog = admin.catalog(&desired.names, &server.admin).await?;
         settled(plan::database::plan(desired, &catalog)?.first())?;
+    }
+    let statements = plan::logins::plan(desired, &catalog);
+    if !statements.is_empty() {
+        run(&admin, &statements).await?;
+        catalog = admin.catalog(&desired.names, &server.admin).await?;
+        settled(plan::logins::plan(desired, &catalog).first())?;
     }
     admin.close().await;
 
@@ -47,33 +60,46 @@ pub async fn provision(
         settled(plan::schema::plan(desired, &server, &schemas)?.as_ref())?;
     }
     inside.close().await;
-
-    logins(session, desired, passwords, &server, &catalog).await?;
-    Ok(server)
+    Ok(Provisioned { server, catalog })
 }
 
-async fn logins(
+/// Opens a login with `password`; the server gets only its verifier. `catalog`
+/// tells whether it exists.
+///
+/// # Errors
+/// What the statement failed with.
+pub async fn open_login(
     session: &Session,
     desired: &Desired,
-    passwords: &BTreeMap<RoleName, Password>,
-    server: &Server,
     catalog: &Catalog,
+    login: plan::Login,
+    slot: Slot,
+    password: &Password,
 ) -> Result<(), Error> {
-    let verifiers: BTreeMap<RoleName, Verifier> = passwords
-        .iter()
-        .filter(|(role, _)| !catalog.roles.contains_key(desired.names.login(**role).as_str()))
-        .map(|(role, password)| (*role, password.verifier()))
-        .collect();
-    let statements = plan::logins::plan(desired, catalog, &verifiers);
-    if statements.is_empty() {
-        return Ok(());
-    }
     let admin = session.maintenance().await?;
-    run(&admin, &statements).await?;
-    let catalog = admin.catalog(&desired.names, &server.admin).await?;
-    settled(plan::logins::plan(desired, &catalog, &verifiers).first())?;
+    admin.execute(&plan::logins::open(desired, login, slot, catalog, &password.verifier())).await?;
     admin.close().await;
     Ok(())
+}
+
+/// Shuts a login if nobody uses it; the number of its sessions, 0 when it is shut.
+///
+/// # Errors
+/// What the statement failed with.
+pub async fn retire_login(
+    session: &Session,
+    names: &Names,
+    role: RoleName,
+    slot: Slot,
+) -> Result<i64, Error> {
+    let admin = session.maintenance().await?;
+    let login = names.login(role, slot);
+    let sessions = admin.login_sessions(names).await?.get(login.as_str()).copied().unwrap_or_default();
+    if sessions == 0 {
+        admin.execute(&plan::logins::shut(login)).await?;
+    }
+    admin.close().await;
+    Ok(sessions)
 }
 
 /// Whether the login of `role` is let in with `password`, where workloads connect.
@@ -85,10 +111,13 @@ pub async fn check_login(
     endpoint: &Endpoint,
     names: &Names,
     role: RoleName,
+    slot: Slot,
     password: &Password,
 ) -> Result<Result<(), Refusal>, Error> {
-    let login =
-        Login { user: names.login(role).as_str().to_owned(), password: password.expose().to_owned().into() };
+    let login = Login {
+        user: names.login(role, slot).as_str().to_owned(),
+        password: password.expose().to_owned().into(),
+    };
     match session.login(endpoint, &login, names.database.as_str()).await {
         Ok(connection) => {
             connection.close().await;
@@ -103,23 +132,6 @@ pub async fn check_login(
         Err(Error::Refused { refusal, .. }) => Ok(Err(refusal)),
         Err(error) => Err(error),
     }
-}
-
-/// Gives the existing login of `role` the verifier of `password`.
-///
-/// # Errors
-/// What the statement failed with.
-pub async fn set_password(
-    session: &Session,
-    names: &Names,
-    role: RoleName,
-    password: &Password,
-) -> Result<(), Error> {
-    let admin = session.maintenance().await?;
-    let statement = plan::logins::set_password(names, role, &password.verifier());
-    admin.execute(&statement).await?;
-    admin.close().await;
-    Ok(())
 }
 
 /// Drops the database and its roles, as far as they carry exactly our UID.

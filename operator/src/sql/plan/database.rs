@@ -43,7 +43,13 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
         };
         match marker.ownership(role.comment.as_deref()) {
             Ownership::Ours => {}
-            Ownership::Predecessor => inherited.push(comment_on_role(name, desired)),
+            Ownership::Predecessor => {
+                if role.can_login {
+                    // Nobody who held the predecessor's passwords may come in.
+                    inherited.push(format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL"));
+                }
+                inherited.push(comment_on_role(name, desired));
+            }
             Ownership::Foreign => return Err(conflict("role", name)),
         }
     }

@@ -20,7 +20,7 @@ pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statem
             .get(name.as_str())
             .is_some_and(|role| desired.marker.ownership(role.comment.as_deref()) == Ownership::Ours)
     };
-    let logins: Vec<&Identifier> = ROLES.map(|role| names.login(role)).into_iter().filter(is_ours).collect();
+    let logins: Vec<&Identifier> = names.logins().map(|(_, _, name)| name).filter(is_ours).collect();
     let groups: Vec<&Identifier> = ROLES.map(|role| names.group(role)).into_iter().filter(is_ours).collect();
     let mut plan = Vec::new();
     let enabled =

@@ -1,72 +1,68 @@
 //! The logins, from the maintenance database.
 
-use std::collections::BTreeMap;
-
-use peristyle_crds::v1alpha1::database::RoleName;
+use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 
 use super::{Desired, Login, database::comment_on_role};
 use crate::sql::{
-    Statement,
+    Identifier, Statement,
     catalog::{Catalog, Role},
-    names::{Names, ROLES},
+    names::Names,
     password::Verifier,
 };
 
-/// Plans the logins that should be and disables those that should not be.
+/// Repairs the logins that let somebody in and shuts those that nobody asks for.
 ///
-/// The password of a login that exists is not touched: whether it is right,
-/// only a login can tell. `verifiers` holds one for each wanted login; without
-/// it a missing login is not created.
+/// Which slots of a wanted role are open, and with which password, is not
+/// decided here: that is a matter of the Secrets.
 #[must_use]
-pub fn plan(
-    desired: &Desired,
-    catalog: &Catalog,
-    verifiers: &BTreeMap<RoleName, Verifier>,
-) -> Vec<Statement> {
+pub fn plan(desired: &Desired, catalog: &Catalog) -> Vec<Statement> {
     let names = &desired.names;
     let mut plan = Vec::new();
-    for role in ROLES {
-        let live = catalog.roles.get(names.login(role).as_str());
-        let wanted = desired.logins.iter().find(|login| login.role == role);
-        match (wanted, live) {
-            (Some(login), None) => {
-                plan.extend(verifiers.get(&role).map(|verifier| create(desired, *login, verifier)));
-            }
-            (Some(login), Some(live)) => plan.extend(repair(names, *login, live, catalog)),
-            (None, Some(live)) if live.can_login => plan.push(Statement::single(
-                "disable a login",
-                format!("ALTER ROLE {} NOLOGIN PASSWORD NULL", names.login(role)),
-            )),
-            (None, _) => {}
+    for (role, slot, name) in names.logins() {
+        let Some(live) = catalog.roles.get(name.as_str()).filter(|live| live.can_login) else {
+            continue;
+        };
+        match desired.logins.iter().find(|login| login.role == role) {
+            Some(login) => plan.extend(repair(names, *login, slot, live, catalog)),
+            None => plan.push(shut(name)),
         }
     }
     plan
 }
 
-/// Sets the password of an existing login and lets it log in.
+/// Opens a login with a password: makes it, or sets all that it should have.
 #[must_use]
-pub fn set_password(names: &Names, role: RoleName, verifier: &Verifier) -> Statement {
-    Statement::secret_transaction("set a password", verifier, |verifier| {
-        vec![format!("ALTER ROLE {} LOGIN PASSWORD {verifier}", names.login(role))]
-    })
-}
-
-fn create(desired: &Desired, login: Login, verifier: &Verifier) -> Statement {
+pub fn open(
+    desired: &Desired,
+    login: Login,
+    slot: Slot,
+    catalog: &Catalog,
+    verifier: &Verifier,
+) -> Statement {
     let names = &desired.names;
-    let name = names.login(login.role);
-    Statement::secret_transaction("create a login", verifier, |verifier| {
-        let mut commands = vec![
-            format!("CREATE ROLE {name} LOGIN {} PASSWORD {verifier}", attributes(login)),
-            comment_on_role(name, desired),
-        ];
-        commands.extend(membership(names, login.role));
-        commands.extend(settings(names, login.role));
+    let name = names.login(login.role, slot);
+    let exists = catalog.roles.contains_key(name.as_str());
+    let verb = if exists { "ALTER" } else { "CREATE" };
+    Statement::secret_transaction("open a login", verifier, |verifier| {
+        let mut commands =
+            vec![format!("{verb} ROLE {name} LOGIN {} PASSWORD {verifier}", attributes(login))];
+        if !exists {
+            commands.push(comment_on_role(name, desired));
+        }
+        commands.extend(membership(names, login.role, slot));
+        commands.extend(settings(names, login.role, slot));
         commands
     })
 }
 
-fn repair(names: &Names, login: Login, live: &Role, catalog: &Catalog) -> Option<Statement> {
-    let name = names.login(login.role);
+/// Lets nobody in any more; open sessions go on.
+#[must_use]
+pub fn shut(login: &Identifier) -> Statement {
+    Statement::single("shut a login", format!("ALTER ROLE {login} NOLOGIN PASSWORD NULL"))
+}
+
+fn repair(names: &Names, login: Login, slot: Slot, live: &Role, catalog: &Catalog) -> Option<Statement> {
+    let name = names.login(login.role, slot);
     let database = names.database.as_str();
     let mut commands = Vec::new();
     if live.inherits != inherits(login.role) || live.connection_limit != login.connection_limit {
@@ -77,12 +73,12 @@ fn repair(names: &Names, login: Login, live: &Role, catalog: &Catalog) -> Option
     let is_connected = login.role != RoleName::Owner
         || catalog.database.as_ref().is_some_and(|d| d.grants.contains(&connect));
     if !catalog.members.contains(&member) || !is_connected {
-        commands.extend(membership(names, login.role));
+        commands.extend(membership(names, login.role, slot));
     }
     let found = live.settings.get(database).map_or(&[][..], Vec::as_slice);
     let is_set = |expected: &String| found.contains(expected);
     if !expected_settings(names, login.role).iter().all(is_set) {
-        commands.extend(settings(names, login.role));
+        commands.extend(settings(names, login.role, slot));
     }
     (!commands.is_empty()).then(|| Statement::transaction("repair a login", &commands))
 }
@@ -98,8 +94,8 @@ fn attributes(login: Login) -> String {
     format!("{inherit} CONNECTION LIMIT {}", login.connection_limit)
 }
 
-fn membership(names: &Names, role: RoleName) -> Vec<String> {
-    let (group, login) = (names.group(role), names.login(role));
+fn membership(names: &Names, role: RoleName, slot: Slot) -> Vec<String> {
+    let (group, login) = (names.group(role), names.login(role, slot));
     let mut commands = vec![format!("GRANT {group} TO {login}")];
     if role == RoleName::Owner {
         // Direct: a NOINHERIT login is refused with CONNECT on its group only.
@@ -108,8 +104,8 @@ fn membership(names: &Names, role: RoleName) -> Vec<String> {
     commands
 }
 
-fn settings(names: &Names, role: RoleName) -> Vec<String> {
-    let (login, database) = (names.login(role), &names.database);
+fn settings(names: &Names, role: RoleName, slot: Slot) -> Vec<String> {
+    let (login, database) = (names.login(role, slot), &names.database);
     let mut commands = Vec::new();
     if role == RoleName::Owner {
         let group = super::super::Literal(names.group(role).as_str()).to_string();

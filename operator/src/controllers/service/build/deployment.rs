@@ -13,20 +13,23 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use peristyle_crds::v1alpha1::{
-    Service,
-    service::{Port, Protocol},
+use peristyle_crds::{
+    names::{CONFIG_HASH_ANNOTATION, CONFIG_VERSIONS_ANNOTATION},
+    v1alpha1::{
+        Service,
+        service::{Port, Protocol},
+    },
 };
 
 use super::pod;
 use crate::{
-    controllers::service::validate::{Validated, Workload, probe::Probes},
+    controllers::service::{
+        references::ConfigStamp,
+        validate::{Validated, Workload, probe::Probes},
+    },
     metadata::Owner,
 };
 
-/// Longer than the time in which the edge and kube-proxy learn that a pod goes.
-const PRE_STOP_SECONDS: i64 = 5;
-const GRACE_SECONDS: i64 = 30;
 /// A pod that dies right after its first successful check does not count.
 const MIN_READY_SECONDS: i32 = 1;
 const PROGRESS_DEADLINE_SECONDS: i32 = 300;
@@ -39,10 +42,14 @@ pub fn deployment(
     service: &Service,
     validated: &Validated,
     workload: &Workload,
+    config: Option<&ConfigStamp>,
 ) -> Deployment {
+    let annotation = |key: &str, value: Option<&String>| Some([(key.to_owned(), value?.clone())].into());
+    let versions = annotation(CONFIG_VERSIONS_ANNOTATION, config.map(|stamp| &stamp.versions));
+    let hash = annotation(CONFIG_HASH_ANNOTATION, config.map(|stamp| &stamp.hash));
     let selector = LabelSelector { match_labels: Some(owner.selector()), match_expressions: None };
     Deployment {
-        metadata: owner.child(&*owner.name),
+        metadata: ObjectMeta { annotations: versions, ..owner.child(&*owner.name) },
         spec: Some(DeploymentSpec {
             replicas: Some(validated.replicas),
             selector: selector.clone(),
@@ -57,22 +64,38 @@ pub fn deployment(
                 }),
             }),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(owner.labels()), ..ObjectMeta::default() }),
+                metadata: Some(ObjectMeta {
+                    labels: Some(owner.labels()),
+                    annotations: hash,
+                    ..ObjectMeta::default()
+                }),
                 spec: Some(PodSpec {
-                    termination_grace_period_seconds: Some(GRACE_SECONDS),
-                    topology_spread_constraints: Some(vec![TopologySpreadConstraint {
-                        max_skew: 1,
-                        topology_key: "kubernetes.io/hostname".to_owned(),
-                        when_unsatisfiable: "ScheduleAnyway".to_owned(),
-                        label_selector: Some(selector),
-                        ..TopologySpreadConstraint::default()
-                    }]),
+                    termination_grace_period_seconds: Some(validated.shutdown.grace),
+                    topology_spread_constraints: Some(
+                        validated.spread.iter().map(|key| spread(key, &selector)).collect(),
+                    ),
+                    priority_class_name: service
+                        .spec
+                        .availability
+                        .as_ref()
+                        .and_then(|availability| availability.priority_class_name.clone()),
                     ..main_pod(owner, service, validated, workload)
                 }),
             },
             ..DeploymentSpec::default()
         }),
         status: None,
+    }
+}
+
+/// As even as there is room for.
+fn spread(topology_key: &str, selector: &LabelSelector) -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: topology_key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(selector.clone()),
+        ..TopologySpreadConstraint::default()
     }
 }
 
@@ -86,9 +109,10 @@ fn main_pod(owner: &Owner, service: &Service, validated: &Validated, workload: &
     container.startup_probe = startup;
     container.readiness_probe = readiness;
     container.liveness_probe = liveness;
-    container.lifecycle = Some(Lifecycle {
+    let sleep = validated.shutdown.sleep;
+    container.lifecycle = (sleep > 0).then(|| Lifecycle {
         pre_stop: Some(LifecycleHandler {
-            sleep: Some(SleepAction { seconds: PRE_STOP_SECONDS }),
+            sleep: Some(SleepAction { seconds: sleep }),
             ..LifecycleHandler::default()
         }),
         ..Lifecycle::default()

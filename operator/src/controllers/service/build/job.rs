@@ -34,6 +34,8 @@ pub fn job(owner: &Owner, service: &Service, hook: &ValidHook) -> Job {
     let name = job_name(owner, &service.spec.image, &hook.hook);
     let mut container = pod::container(owner, service, hook.env.clone());
     container.command = Some(hook.hook.command.clone());
+    // What a failed hook said last then stands in the pod's status: nobody needs to read logs.
+    container.termination_message_policy = Some("FallbackToLogsOnError".to_owned());
     let mut metadata = owner.child(&*name);
     let label = (HOOK_LABEL.to_owned(), hook.hook.name.clone());
     metadata.labels.get_or_insert_default().extend([label.clone()]);

@@ -14,7 +14,7 @@ use peristyle_crds::{
     },
 };
 
-use super::{BoundSecrets, Invalid, Observed};
+use super::{BoundSecrets, Invalid, Observed, access};
 use crate::conditions::Finding;
 
 /// The user may say it differently; of all others the operator has the last word.
@@ -114,14 +114,11 @@ fn address(service: &Service, dependency: &Dependency, observed: &Observed) -> R
     let name = dependency.service.clone().unwrap_or_default();
     let namespace = dependency.namespace.clone().unwrap_or(own);
     match observed.dependencies.get(&(namespace.clone(), name.clone())) {
-        Some(port) => Ok(format!("http://{name}.{namespace}.svc.cluster.local:{port}")),
+        Some(target) => Ok(format!("http://{name}.{namespace}.svc.cluster.local:{}", target.service_port)),
         None => Err(Finding::waiting(
             types::WORKLOAD_AVAILABLE,
             Reason::DependencyMissing,
-            format!(
-                "Service {namespace}/{name}, on which this one depends as {}, does not exist",
-                dependency.name
-            ),
+            access::absent(service, dependency),
         )),
     }
 }

@@ -1,0 +1,147 @@
+//! What is proved of the routes that are published. In memory only: after a
+//! restart it is proved anew.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+
+use super::claims::ServiceKey;
+
+/// Changes that a slow controller may be behind; older ones are told by the
+/// next look at everything.
+const BUFFER: usize = 1024;
+
+/// What a call without credentials came to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Refused, as it must be.
+    Refused,
+    /// Somebody answered it.
+    LetIn(String),
+    /// Neither the one nor the other.
+    Unproven(String),
+}
+
+/// One host of a policy.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Proof {
+    /// The host.
+    pub host: String,
+    /// Hash of the rules that its route enforces.
+    pub hash: String,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+/// What is known of the routes of one Service.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Known {
+    /// The objects that this was seen with; others must be looked at anew.
+    pub mark: String,
+    /// For each protected host.
+    pub proofs: Vec<Proof>,
+    /// Addresses of the workload that every pod of the edge has.
+    pub servers: BTreeSet<String>,
+    /// Looks in a row that left something open.
+    pub waits: u32,
+}
+
+/// What is known of all routes.
+#[derive(Debug)]
+pub struct Proofs {
+    services: Mutex<HashMap<ServiceKey, Known>>,
+    changes: broadcast::Sender<ServiceKey>,
+}
+
+impl Default for Proofs {
+    fn default() -> Self {
+        Self { services: Mutex::default(), changes: broadcast::channel(BUFFER).0 }
+    }
+}
+
+impl Proofs {
+    /// What is known of the routes of a Service.
+    #[must_use]
+    pub fn of(&self, service: &ServiceKey) -> Option<Known> {
+        self.lock().get(service).cloned()
+    }
+
+    /// Replaces what is known; `None` when nothing of it is published any more.
+    pub fn replace(&self, service: &ServiceKey, known: Option<Known>) {
+        let before = {
+            let mut services = self.lock();
+            match known.clone() {
+                Some(known) => services.insert(service.clone(), known),
+                None => services.remove(service),
+            }
+        };
+        let proofs = |known: Option<Known>| known.map(|known| known.proofs);
+        if proofs(before) != proofs(known) {
+            // An error means that nobody listens yet.
+            drop(self.changes.send(service.clone()));
+        }
+    }
+
+    /// The proofs of all routes that enforce the rules of this hash.
+    #[must_use]
+    pub fn of_rules(&self, hash: &str) -> Vec<Proof> {
+        let services = self.lock();
+        let proofs = services.values().flat_map(|known| &known.proofs);
+        proofs.filter(|proof| proof.hash == hash).cloned().collect()
+    }
+
+    /// Services of whose routes something is proved or disproved from now on.
+    /// `None`: some were missed.
+    #[must_use]
+    pub fn changes(&self) -> BoxStream<'static, Option<ServiceKey>> {
+        BroadcastStream::new(self.changes.subscribe()).map(Result::ok).boxed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServiceKey, Known>> {
+        // A panic of another thread leaves nothing half done in this map.
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ServiceKey {
+        ServiceKey { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+
+    fn known(hash: &str, verdict: Verdict) -> Known {
+        let proof = Proof { host: "a.test".to_owned(), hash: hash.to_owned(), verdict };
+        Known { proofs: vec![proof], ..Known::default() }
+    }
+
+    #[tokio::test]
+    async fn only_what_is_proved_anew_is_told() {
+        let proofs = Proofs::default();
+        let mut changes = proofs.changes();
+        proofs.replace(&key("a"), Some(known("1", Verdict::Refused)));
+        proofs.replace(&key("a"), Some(Known { waits: 3, ..known("1", Verdict::Refused) }));
+        proofs.replace(&key("b"), None);
+        proofs.replace(&key("a"), None);
+        assert_eq!(changes.next().await.unwrap(), Some(key("a")));
+        assert_eq!(changes.next().await.unwrap(), Some(key("a")));
+        assert!(futures::poll!(changes.next()).is_pending());
+    }
+
+    #[test]
+    fn proofs_count_for_the_rules_that_they_were_seen_with() {
+        let proofs = Proofs::default();
+        proofs.replace(&key("a"), Some(known("1", Verdict::Refused)));
+        proofs.replace(&key("b"), Some(known("2", Verdict::LetIn("200".to_owned()))));
+        assert_eq!(proofs.of_rules("1").len(), 1);
+        assert!(proofs.of_rules("3").is_empty());
+        proofs.replace(&key("a"), None);
+        assert!(proofs.of_rules("1").is_empty());
+    }
+}
