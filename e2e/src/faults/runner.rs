@@ -154,7 +154,7 @@ impl Runner {
         let took = journal.last_write().map_or(Duration::ZERO, |last| last.saturating_duration_since(since));
         let mut problems = entries.violations.clone();
         problems.extend(counts(&recording.entries, &entries));
-        if took > BAR {
+        if is_disturbed && took > BAR {
             problems.push(format!("converged only after {:.1} s", took.as_secs_f64()));
         }
         if !problems.is_empty() {
