@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use peristyle_crds::v1alpha1::{AuthClass, Database, DatabaseClass};
-use serde_json::json;
+use peristyle_crds::v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, Service};
+use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
@@ -22,6 +22,7 @@ use super::operator::Operator;
 use super::postgres::{ADMIN, Postgres};
 use super::snapshot::Camera;
 use super::sql::SqlProxy;
+use super::workload::Step;
 use super::{names, nodes, programs};
 use crate::command;
 use crate::control_plane::ControlPlane;
@@ -168,6 +169,43 @@ impl Bench {
             is_ready(&json!(class.status))
         });
         database.await.with_context(log)?;
+        Ok(())
+    }
+
+    /// Whether the three objects are ready, or gone.
+    ///
+    /// # Errors
+    /// Which one is not, with its conditions.
+    pub async fn has_arrived(&self, step: Step) -> Result<()> {
+        let client = &self.client;
+        let name = "greeter";
+        let objects = [
+            json!(Api::<Service>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+            json!(Api::<Database>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+            json!(Api::<AuthPolicy>::namespaced(client.clone(), NAMESPACE).get_opt(name).await?),
+        ];
+        for object in objects {
+            if step == Step::Delete {
+                ensure!(object.is_null(), "{} is still there", object["kind"]);
+                continue;
+            }
+            if step == Step::Open && object["kind"] == "AuthPolicy" {
+                // A policy that protects nothing says so and stays.
+                continue;
+            }
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let is_ready = |c: &Value| {
+                c["type"] == "Ready"
+                    && c["status"] == "True"
+                    && c["observedGeneration"] == object["metadata"]["generation"]
+            };
+            ensure!(
+                conditions.iter().any(is_ready),
+                "{} is not ready: {}",
+                object["kind"],
+                json!(conditions)
+            );
+        }
         Ok(())
     }
 

@@ -121,10 +121,13 @@ impl Journal {
 
     /// The fault happens now: kills the operator unless it shall live.
     pub fn strike(&self, point: Point) {
+        // One step for whoever looks: never killed and not yet struck, nor the other way round.
+        let mut state = self.lock();
         if point != Point::Lost {
             self.operator.kill();
         }
-        self.lock().struck = Some(Instant::now());
+        state.struck = Some(Instant::now());
+        drop(state);
         self.struck.notify_one();
     }
 

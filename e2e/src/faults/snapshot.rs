@@ -8,6 +8,7 @@ use futures::future::try_join_all;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::discovery::Scope;
 use kube::{Client, Discovery, ResourceExt};
+use peristyle_crds::names::{CONFIG_HASH_ANNOTATION, CONFIG_VERSIONS_ANNOTATION};
 use serde_json::Value;
 
 use super::names::stable;
@@ -26,6 +27,14 @@ const LEFT_OUT: [&str; 9] = [
     "bindings",
     "localsubjectaccessreviews",
     "podtemplates",
+];
+
+/// Fields and annotations that count revisions, or hash passwords and versions.
+const VOLATILE: [&str; 4] = [
+    "observedGeneration",
+    "deployment.kubernetes.io/revision",
+    CONFIG_HASH_ANNOTATION,
+    CONFIG_VERSIONS_ANNOTATION,
 ];
 
 /// One line or object by its name.
@@ -186,7 +195,7 @@ fn strip(value: &mut Value) {
         Value::String(text) => *text = stable(text),
         Value::Array(items) => items.iter_mut().for_each(strip),
         Value::Object(fields) => {
-            fields.retain(|key, _| key != "observedGeneration" && key != "deployment.kubernetes.io/revision");
+            fields.retain(|key, _| !VOLATILE.contains(&key.as_str()));
             fields.values_mut().for_each(strip);
         }
         _ => {}

@@ -2,8 +2,10 @@
 //! loop of steps ends where it began, with the greeter created.
 
 use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use peristyle_crds::names::ROTATE_ANNOTATION;
 use serde_json::{Value, json};
 
 use crate::operated::NAMESPACE;
@@ -24,13 +26,21 @@ pub enum Step {
     Open,
     /// The route needs its policy again.
     Protect,
+    /// The passwords change, to the other login of each role.
+    Rotate,
+    /// The passwords change back to the first logins.
+    RotateBack,
     /// Everything is deleted.
     Delete,
 }
 
-/// Steps that lead from the created greeter back to it.
-pub const LOOPS: [&[Step]; 3] =
-    [&[Step::Move, Step::MoveBack], &[Step::Open, Step::Protect], &[Step::Delete, Step::Create]];
+/// Steps that lead from the created greeter back to it. A rotation leaves a
+/// second login behind, so that a new beginning follows.
+pub const LOOPS: [&[Step]; 3] = [
+    &[Step::Move, Step::MoveBack],
+    &[Step::Open, Step::Protect],
+    &[Step::Rotate, Step::RotateBack, Step::Delete, Step::Create],
+];
 
 impl Step {
     #[must_use]
@@ -41,6 +51,8 @@ impl Step {
             Self::MoveBack => "move-back",
             Self::Open => "open",
             Self::Protect => "protect",
+            Self::Rotate => "rotate",
+            Self::RotateBack => "rotate-back",
             Self::Delete => "delete",
         }
     }
@@ -75,6 +87,11 @@ impl Step {
             if self == Self::Delete {
                 api.delete(&name, &DeleteParams::default()).await?;
                 continue;
+            }
+            if kind == "Database" && matches!(self, Self::Rotate | Self::RotateBack) {
+                // Any value that was not there before; one that every run leaves out of comparison.
+                let now = Timestamp::now().to_string();
+                object["metadata"]["annotations"] = json!({ROTATE_ANNOTATION: now});
             }
             if kind == "Service" {
                 object["spec"]["expose"] = json!([expose]);
