@@ -4,7 +4,7 @@
 mod credentials;
 mod processes;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::command;
 use crate::daemon;
 use crate::node::namespaces;
 use crate::node::network::Network;
+use crate::ports;
 use crate::progress::Progress;
 use crate::state::{Kind, Ports, Settings, State};
 use crate::substrate::{self, Component};
@@ -73,8 +74,11 @@ impl ControlPlane {
         self.stop("kube-apiserver")?;
         processes::start_apiserver(&self.state, &self.layout)?;
         let client = self.client().await?;
-        wait::until("kube-apiserver is ready again", PATIENCE, async || cluster::readiness(&client).await)
-            .await
+        wait::until("kube-apiserver is ready again", PATIENCE, async || {
+            daemon::check(&self.state).map_err(wait::Never)?;
+            cluster::readiness(&client).await
+        })
+        .await
     }
 
     /// Ends kube-controller-manager, so that a test can say what it would.
@@ -214,11 +218,7 @@ async fn start(state: &State, layout: &Layout, progress: &Progress) -> Result<()
     Ok(())
 }
 
-/// Three ports that nobody listens on now.
 fn free_ports() -> Result<Ports> {
-    // All are held until all are known, so that they differ.
-    let listener = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1");
-    let listeners = [listener()?, listener()?, listener()?];
-    let [apiserver, etcd, etcd_peer] = listeners.each_ref().map(TcpListener::local_addr);
-    Ok(Ports { apiserver: apiserver?.port(), etcd: etcd?.port(), etcd_peer: etcd_peer?.port() })
+    let [apiserver, etcd, etcd_peer] = ports::free()?;
+    Ok(Ports { apiserver, etcd, etcd_peer })
 }

@@ -29,7 +29,7 @@ use crate::operated::{NAMESPACE, Operated};
 use crate::progress::Progress;
 use crate::stack::SYSTEM_NAMESPACE;
 use crate::substrate::{self, Component, Programs};
-use crate::{command, daemon, wait};
+use crate::{command, daemon, ports, wait};
 
 /// Issuer that the AuthClass trusts.
 pub const ISSUER: &str = "http://idp.test";
@@ -79,7 +79,7 @@ impl Gate {
         let programs = substrate::build(&programs, &Progress::default()).await?;
         let dir = tempfile::Builder::new().prefix("gate-").tempdir()?;
         let address = own_address()?;
-        let [web, api, oathkeeper, keto] = free_ports(address)?;
+        let [web, api, oathkeeper, keto] = ports::free()?;
         // Oathkeeper fetches keys from private addresses and the loopback, not from any other special range.
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         let reached = Reached::default();
@@ -262,7 +262,7 @@ impl Gate {
         std::fs::write(&rules, "[]")?;
         let mut config = std::fs::read_to_string(&chart)?;
         let address = self.address;
-        let [proxy, metrics, agent] = free_ports(address)?;
+        let [proxy, metrics, agent] = ports::free()?;
         for (from, to) in [
             ("host: 0.0.0.0, port: 4456", format!("host: {address}, port: {port}")),
             ("host: 127.0.0.1, port: 4455", format!("host: {address}, port: {proxy}")),
@@ -339,14 +339,14 @@ impl Gate {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&command::output(&mut template).await?)?;
         let deployment = documents.iter().find(|d| d["kind"] == "Deployment").context("no Deployment")?;
         let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array();
-        let [secure, internal] = free_ports(self.address)?;
-        let ports = [(":8000", web), (":8443", secure), (":8080", internal), (":8082", api)];
+        let [secure, internal] = ports::free()?;
+        let numbers = [(":8000", web), (":8443", secure), (":8080", internal), (":8082", api)];
         let arguments: Vec<String> = arguments
             .context("no arguments")?
             .iter()
             .filter_map(Value::as_str)
             .map(|argument| {
-                let found = ports.iter().find(|(port, _)| argument.ends_with(&format!("address={port}")));
+                let found = numbers.iter().find(|(port, _)| argument.ends_with(&format!("address={port}")));
                 match found {
                     Some((port, number)) => argument.replace(port, &format!("127.0.0.1:{number}")),
                     None => argument.to_owned(),
@@ -363,7 +363,8 @@ impl Gate {
         daemon::start(state, "traefik", &words)?;
         wait::until("Traefik answers", PATIENCE, async || {
             daemon::check(state).map_err(wait::Never)?;
-            Ok(TcpStream::connect(self.edge.address()).await?)
+            TcpStream::connect(self.edge.address()).await?;
+            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, api)).await?)
         })
         .await?;
         Ok(())
@@ -378,17 +379,6 @@ fn own_address() -> Result<IpAddr> {
     let address = socket.local_addr()?.ip();
     ensure!(!address.is_loopback(), "this machine has no address but the loopback's");
     Ok(address)
-}
-
-/// Ports that nobody listens on now; all are held until all are known, so that they differ.
-fn free_ports<const N: usize>(address: IpAddr) -> Result<[u16; N]> {
-    let listeners: Vec<_> =
-        (0..N).map(|_| TcpListener::bind((address, 0))).collect::<Result<_, _>>().context("no free port")?;
-    let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
 }
 
 /// The operator's binary, which `cargo sandbox test` has built beside the test.

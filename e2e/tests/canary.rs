@@ -15,7 +15,7 @@ use e2e::replica::{self, Replica};
 use e2e::{stack::SYSTEM_NAMESPACE, wait};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{DeleteParams, ListParams},
 };
 use peristyle_crds::v1alpha1::Database;
@@ -75,16 +75,24 @@ async fn a_password_is_found_in_no_log_metric_event_status_or_record_of_owners()
     ready(&operated).await.unwrap();
     let mut canaries = Vec::new();
     passwords(&operated, &mut canaries).await.unwrap();
-    // A password that is made again goes through the same code once more.
+    // Another password goes through the same code, and one whose Secret is lost.
     let secrets = operated.api::<Secret>();
-    let old = secrets.get("orders-db").await.unwrap().uid();
-    secrets.delete("orders-db", &DeleteParams::default()).await.unwrap();
-    wait::until("the Secret is made again", PATIENCE, async || {
-        ensure!(secrets.get("orders-db").await?.uid() != old, "it is the old one");
+    let login =
+        async || anyhow::Ok(secrets.get("orders-db").await?.data.unwrap_or_default().remove("username"));
+    let first = login().await.unwrap();
+    operated
+        .plane
+        .kubectl(&["annotate", "psdb/orders", "-n", NAMESPACE, "peristyle.dev/rotate=1"])
+        .await
+        .unwrap();
+    wait::until("the other login is published", PATIENCE, async || {
+        ensure!(login().await? != first, "still the first");
         Ok(())
     })
     .await
     .unwrap();
+    secrets.delete("orders-db", &DeleteParams::default()).await.unwrap();
+    wait::until("the Secret is made again", PATIENCE, async || login().await).await.unwrap();
     ready(&operated).await.unwrap();
     // The administrator's goes wrong: the server refuses it in its own words.
     let wrong = json!({"stringData": {"password": "canary-that-no-server-takes"}}).to_string();

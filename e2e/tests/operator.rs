@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Children of a Service that says nothing but its image.
-const CHILDREN: usize = 3;
+const CHILDREN: usize = 5;
 
 /// A control plane on which the operator has the chart's rights.
 struct Bench(Operated);
@@ -341,7 +341,7 @@ async fn an_object_that_cannot_be_read_says_so_and_the_others_go_on() {
         "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}]);
     let patch = ["patch", "crd", "services.peristyle.dev", "--type=json", "-p", &lenient.to_string()];
     bench.0.plane.kubectl(&patch).await.unwrap();
-    let unreadable = json!({"image": "x:1", "replicas": "many"});
+    let unreadable = json!({"image": "x:1", "resources": "many"});
     wait::until("the API server takes it", PATIENCE, async || {
         bench.apply("unreadable", unreadable.clone()).await
     })
@@ -359,7 +359,7 @@ async fn an_object_that_cannot_be_read_says_so_and_the_others_go_on() {
             let ready = conditions.iter().find(|c| c["type"] == "Ready").context("no Ready")?;
             let message = ready["message"].as_str().unwrap_or_default();
             ensure!(ready["status"] == "False" && ready["reason"] == "Invalid", "{ready}");
-            ensure!(message.contains("spec.replicas") && message.contains("\"many\""), "{ready}");
+            ensure!(message.contains("spec.resources") && message.contains("\"many\""), "{ready}");
             ensure!(object["status"]["observedGeneration"] == object["metadata"]["generation"], "{object}");
             Ok(())
         })

@@ -267,13 +267,16 @@ async fn the_chart_grants_what_a_run_uses_and_nothing_else() {
     bench.reason("reports", "RolloutInProgress").await.unwrap();
     bench.delete("psvc", "reports").await.unwrap();
     bench.used("", "secrets", "delete").await.unwrap();
-    bench.apply(&[object("Service", "plain", json!({"image": "x:2"}))]).await.unwrap();
+    let open = json!({"image": "x:2", "replicas": 1, "access": {"mode": "Open"}});
+    bench.apply(&[object("Service", "plain", open)]).await.unwrap();
     for (group, resource) in [
         ("traefik.io", "ingressroutes"),
         ("traefik.io", "middlewares"),
         ("traefik.io", "serverstransports"),
         ("discovery.k8s.io", "endpointslices"),
         ("", "services"),
+        ("networking.k8s.io", "networkpolicies"),
+        ("policy", "poddisruptionbudgets"),
     ] {
         bench.used(group, resource, "delete").await.unwrap();
     }

@@ -44,12 +44,15 @@ pub fn deployment(
     workload: &Workload,
     config: Option<&ConfigStamp>,
 ) -> Deployment {
-    let annotation = |key: &str, value: Option<&String>| Some([(key.to_owned(), value?.clone())].into());
-    let versions = annotation(CONFIG_VERSIONS_ANNOTATION, config.map(|stamp| &stamp.versions));
-    let hash = annotation(CONFIG_HASH_ANNOTATION, config.map(|stamp| &stamp.hash));
+    let mut metadata = owner.child(&*owner.name);
+    if let Some(stamp) = config {
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(CONFIG_VERSIONS_ANNOTATION.to_owned(), stamp.versions.clone());
+    }
+    let hash = config.map(|stamp| [(CONFIG_HASH_ANNOTATION.to_owned(), stamp.hash.clone())].into());
     let selector = LabelSelector { match_labels: Some(owner.selector()), match_expressions: None };
     Deployment {
-        metadata: ObjectMeta { annotations: versions, ..owner.child(&*owner.name) },
+        metadata,
         spec: Some(DeploymentSpec {
             replicas: Some(validated.replicas),
             selector: selector.clone(),
