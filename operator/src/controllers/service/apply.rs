@@ -130,8 +130,11 @@ pub async fn apply(
     }
     writer.prune(&stores.network_policies, owner).await?;
     writer.prune_unless_ignored(&stores.disruption_budgets, owner).await?;
-    writer.prune(&stores.middlewares, owner).await?;
-    writer.prune(&stores.servers_transports, owner).await?;
+    // They let nobody in by themselves, and a restart must not make them twice.
+    if !edge.is_provisional {
+        writer.prune(&stores.middlewares, owner).await?;
+        writer.prune(&stores.servers_transports, owner).await?;
+    }
     // Routes that are not in the caches yet may still lead to these.
     if has_traefik {
         writer.prune(&stores.endpoint_slices, owner).await?;
