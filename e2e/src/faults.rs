@@ -132,7 +132,16 @@ pub async fn list(selection: &Selection) -> Result<Vec<String>> {
 pub async fn run(selection: &Selection) -> Result<Report> {
     let progress = Progress::default();
     let mut runner = Box::pin(Runner::start(&progress)).await?;
-    let plans = chosen(&runner, selection)?;
+    run_on(&mut runner, selection, &progress).await
+}
+
+/// The same on systems that run already; what `runner` leads to are others
+/// afterwards when a failed plan left those beyond repair.
+///
+/// # Errors
+/// When new systems do not start; a failed plan is in the report.
+pub async fn run_on(runner: &mut Runner, selection: &Selection, progress: &Progress) -> Result<Report> {
+    let plans = chosen(runner, selection)?;
     let total = plans.len();
     let mut report = Report::default();
     let mut number = 0;
@@ -149,8 +158,7 @@ pub async fn run(selection: &Selection) -> Result<Report> {
                 let steps: Vec<_> = round[..=position].iter().map(|(step, _)| *step).collect();
                 if runner.recover(&steps).await.is_err() {
                     progress.say("starting over with new systems");
-                    drop(runner);
-                    runner = Box::pin(Runner::start(&progress)).await?;
+                    *runner = Box::pin(Runner::start(progress)).await?;
                     runner.walk(&steps).await?;
                 }
             }

@@ -71,6 +71,14 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The owner was deleted meanwhile.
+    #[error("{kind} {name} is gone; its children are not created again")]
+    OwnerGone {
+        /// Kind of the owner.
+        kind: String,
+        /// Name of the owner.
+        name: String,
+    },
     /// The child is not valid JSON; a bug.
     #[error("failed to encode {0}")]
     Encode(String, #[source] serde_json::Error),
@@ -80,7 +88,7 @@ impl Classified for Error {
     fn class(&self) -> Class {
         match self {
             Self::NameConflict { .. } => Class::Terminal,
-            Self::ForeignManager { .. } => Class::Conflict,
+            Self::ForeignManager { .. } | Self::OwnerGone { .. } => Class::Conflict,
             Self::Request { source, .. } => retry::classify(source),
             Self::Encode(..) => Class::Bug,
         }
@@ -90,7 +98,7 @@ impl Classified for Error {
         match self {
             Self::NameConflict { .. } => Reason::NameConflict,
             Self::ForeignManager { .. } => Reason::ForeignManager,
-            Self::Request { .. } | Self::Encode(..) => retry::reason(self.class()),
+            Self::Request { .. } | Self::OwnerGone { .. } | Self::Encode(..) => retry::reason(self.class()),
         }
     }
 }
@@ -293,7 +301,11 @@ fn annotate<K: Child>(wanted: &mut serde_json::Value, digest: &[u8; 32]) {
 }
 
 impl Error {
-    fn request<K: Resource<DynamicType = ()>>(verb: &'static str, name: &str, source: kube::Error) -> Self {
+    pub(crate) fn request<K: Resource<DynamicType = ()>>(
+        verb: &'static str,
+        name: &str,
+        source: kube::Error,
+    ) -> Self {
         Self::Request {
             verb,
             kind: K::kind(&()).into_owned(),

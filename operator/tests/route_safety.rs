@@ -126,6 +126,20 @@ fn world() -> impl Strategy<Value = (Service, Observed)> {
     })
 }
 
+/// The same with routes that are not served yet, each with `protection` by the same policy.
+fn restarted(observed: &Observed, protection: impl Fn(String) -> RouteProtection) -> Observed {
+    let mut observed = observed.clone();
+    for view in observed.exposes.values_mut() {
+        if let ExposeView::Served { hosts, protection: found, .. } = view {
+            *found = protection("h1".to_owned());
+            for host in hosts.values_mut() {
+                host.serving = None;
+            }
+        }
+    }
+    observed
+}
+
 fn edge(service: &Service, observed: &Observed) -> Edge {
     let owner = Owner::new(service, "shop", SERVICE_LABEL);
     build::edge(&owner, &route::routes(service, observed))
@@ -285,6 +299,20 @@ proptest! {
                 }
                 prop_assert_eq!(seen.len(), root.spec.routes.len());
             }
+        }
+    }
+
+    #[test]
+    fn what_a_restart_finds_of_a_route_is_kept_but_its_ways_in((service, observed) in world()) {
+        let before = edge(&service, &restarted(&observed, |hash| RouteProtection::Live { hash, decisions_url: DECISIONS.to_owned() }));
+        let after = edge(&service, &restarted(&observed, |hash| RouteProtection::Unknown { hash }));
+        let is_required = service.spec.expose.iter().any(|expose| expose.auth_mode() == AuthMode::Required);
+        prop_assert!(!before.is_provisional);
+        prop_assert_eq!(after.is_provisional, is_required);
+        let name = service.name_any();
+        for route in before.routes().filter(|route| route.spec.routes.iter().any(|r| leads_to(r, &name))) {
+            let is_public = mode(&service, route) == AuthMode::Public;
+            prop_assert_eq!(after.is_stricter_than(route), !is_public);
         }
     }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::DeleteParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use peristyle_crds::v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, Service};
@@ -34,6 +36,8 @@ use crate::substrate::{self, Component};
 use crate::wait;
 
 const SYSTEM: &str = include_str!("../../manifests/faults/system.yaml");
+/// The operator's.
+const LEASE: &str = "peristyle-operator";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// All systems; they end when it is dropped.
@@ -170,6 +174,22 @@ impl Bench {
         });
         database.await.with_context(log)?;
         Ok(())
+    }
+
+    /// Kills the operator if it still runs, and starts it as it would be after
+    /// the Lease has run out: what happens then is the same, and sooner.
+    ///
+    /// # Errors
+    /// When the Lease cannot be deleted or the program not be started.
+    pub async fn restart(&self) -> Result<()> {
+        self.operator.kill();
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        match leases.delete(LEASE, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.operator.start()
     }
 
     /// Whether the three objects are ready, or gone.

@@ -72,6 +72,8 @@ pub enum Disturbance {
     Close,
     /// It is forwarded, and the answer ends after this long.
     End(Duration),
+    /// It is forwarded, and each piece of the answer arrives this much later.
+    Late(Duration),
 }
 
 impl Disturbance {
@@ -212,12 +214,14 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     let seen = Seen { method: parts.method.clone(), path, body };
     lock(&shared.seen).push(seen.clone());
     let disturb = lock(&shared.disturb).clone();
+    let mut late = None;
     let mut lifetime = None;
     match disturb.and_then(|disturb| disturb(&seen)) {
         Some(Disturbance::Answer { status, headers, body }) => return Ok(made(status, headers, body)),
         Some(Disturbance::Hang) => std::future::pending::<()>().await,
         Some(Disturbance::Close) => return Err(Cut::Plan),
         Some(Disturbance::End(after)) => lifetime = Some(after),
+        Some(Disturbance::Late(by)) => late = Some(by),
         None => {}
     }
     let what = seen.is_write().then(|| (shared.describe)(&seen)).flatten();
@@ -243,9 +247,10 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
         shared.journal.strike(point);
         return Err(Cut::Plan);
     }
-    Ok(match lifetime {
-        Some(after) => answer.map(|body| shortened(body, after)),
-        None => answer,
+    Ok(match (lifetime, late) {
+        (Some(after), _) => answer.map(|body| shortened(body, after)),
+        (None, Some(by)) => answer.map(|body| delayed(body, by)),
+        (None, None) => answer,
     })
 }
 
@@ -266,6 +271,14 @@ fn made(status: StatusCode, headers: Vec<(&'static str, String)>, body: String) 
 fn shortened(body: Body, after: Duration) -> Body {
     let end = Box::pin(tokio::time::sleep(after));
     StreamBody::new(BodyStream::new(body).take_until(end)).boxed_unsync()
+}
+
+fn delayed(body: Body, by: Duration) -> Body {
+    let pieces = BodyStream::new(body).then(move |piece| async move {
+        tokio::time::sleep(by).await;
+        piece
+    });
+    StreamBody::new(pieces.boxed()).boxed_unsync()
 }
 
 async fn forward(upstream: &Upstream, parts: &http::request::Parts, seen: &Seen) -> Result<Response<Body>> {

@@ -8,11 +8,12 @@ use serde_json::Value;
 
 use super::http::Seen;
 
-/// What a request to the API server writes; none for Leases, which are kept all the time.
+/// What a request to the API server writes; none for Leases, which are kept all
+/// the time, nor for Events, which tell people how it went this time.
 #[must_use]
 pub fn api_write(seen: &Seen) -> Option<String> {
     let target = Target::of(seen)?;
-    (!seen.is_lease()).then(|| format!("{} {target}", seen.method))
+    (!seen.is_lease() && !target.kind.starts_with("events")).then(|| format!("{} {target}", seen.method))
 }
 
 /// Whether a write to the API server created or deleted something. Events are
@@ -99,13 +100,8 @@ impl Target {
         };
         let resource = *parts.first()?;
         let sub = parts.get(2).map(|sub| format!("/{sub}")).unwrap_or_default();
-        // The names of Events are random.
-        let name = if resource == "events" {
-            String::new()
-        } else {
-            let name = parts.get(1).map_or_else(|| posted_name(seen), |name| (*name).to_owned());
-            if namespace.is_empty() { name } else { format!("{namespace}/{name}") }
-        };
+        let name = parts.get(1).map_or_else(|| posted_name(seen), |name| (*name).to_owned());
+        let name = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
         Some(Self { kind: format!("{resource}{group}{sub}"), name: stable(&name) })
     }
 }
@@ -149,7 +145,7 @@ mod tests {
         let found = name("/apis/peristyle.dev/v1alpha1/authclasses/default/status");
         assert_eq!(found.as_deref(), Some("PATCH authclasses.peristyle.dev/status default"));
         let found = name("/apis/events.k8s.io/v1/namespaces/shop/events/greeter.18a7");
-        assert_eq!(found.as_deref(), Some("PATCH events.events.k8s.io"));
+        assert_eq!(found, None);
         assert_eq!(name("/api/v1/namespaces/shop/secrets/a-db").as_deref(), Some("PATCH secrets shop/a-db"));
         assert_eq!(name("/apis/coordination.k8s.io/v1/namespaces/x/leases/y"), None);
     }

@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::command;
 
-/// The operator's binary with its usual options and always the same identity,
-/// so that the Lease of a killed one is its successor's at once.
+/// The operator's binary with its usual options.
 pub struct Operator {
     program: PathBuf,
     kubeconfig: PathBuf,

@@ -45,15 +45,20 @@ pub fn all(writes: &BTreeMap<Step, Vec<Write>>) -> Vec<Plan> {
     writes.iter().flat_map(of_step).collect()
 }
 
-/// At most `count` plans, spread evenly over all.
+/// At most `count` plans, spread evenly over all writes and over the points.
 #[must_use]
 pub fn sample(plans: Vec<Plan>, count: usize) -> Vec<Plan> {
     let total = plans.len();
     if count >= total {
         return plans;
     }
-    let is_taken = |index: usize| index * count / total != (index + 1) * count / total;
-    plans.into_iter().enumerate().filter(|(index, _)| is_taken(*index)).map(|(_, plan)| plan).collect()
+    // In the middle of equal parts; within the write that is found there, the next point.
+    let points = Point::ALL.len();
+    let index = |part: usize| {
+        let middle = (2 * part + 1) * total / (2 * count);
+        if count <= total / points { middle - middle % points + part % points } else { middle }
+    };
+    (0..count).filter_map(|part| plans.get(index(part)).cloned()).collect()
 }
 
 #[cfg(test)]
@@ -79,6 +84,8 @@ mod tests {
         let plans = all(&writes(30));
         let found = sample(plans.clone(), 7);
         assert_eq!(found.len(), 7);
+        let points: std::collections::BTreeSet<_> = found.iter().map(|plan| plan.fault.point).collect();
+        assert_eq!(points.len(), Point::ALL.len());
         assert!(plans[80..].contains(found.last().unwrap()));
         assert_eq!(sample(plans.clone(), 1000), plans);
     }

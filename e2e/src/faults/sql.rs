@@ -82,6 +82,12 @@ impl SqlProxy {
         *lock(&self.shared.weather) = weather;
     }
 
+    /// Whether everything is forwarded, also because the one refusal is over.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        matches!(*lock(&self.shared.weather), Weather::Calm)
+    }
+
     /// Shows each writing statement to `watch` before the server sees it.
     pub fn watch(&self, watch: impl Fn(&str) + Send + Sync + 'static) {
         *lock(&self.shared.watch) = Some(Arc::new(watch));

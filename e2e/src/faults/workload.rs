@@ -74,11 +74,8 @@ impl Step {
             Self::Open => json!({"name": "public", "auth": {"mode": "Public"}}),
             _ => json!({"name": "public"}),
         };
-        let mut objects = serde_saphyr::from_multiple::<Value>(MANIFESTS)?;
-        if self == Self::Delete {
-            // First what needs the others.
-            objects.reverse();
-        }
+        // The order of a deletion too: what the Service needs goes before it.
+        let objects = serde_saphyr::from_multiple::<Value>(MANIFESTS)?;
         for mut object in objects {
             let kind = object["kind"].as_str().context("a manifest without kind")?.to_owned();
             let name = object["metadata"]["name"].as_str().context("a manifest without name")?.to_owned();

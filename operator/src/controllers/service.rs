@@ -58,7 +58,7 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let validated = validate::validate(&service, &observed);
     if let Some(reason) = paused(&service) {
         if let Ok(Validated { peers: Some(peers), .. }) = &validated {
-            apply::protect(&ctx, &build::access::network_policy(&owner, peers)).await?;
+            apply::protect(&ctx, &owner, &build::access::network_policy(&owner, peers)).await?;
         }
         return Ok(status::paused(&service, &routes, reason));
     }

@@ -31,6 +31,9 @@ pub struct Edge {
     pub children: Vec<IngressRoute>,
     /// The only ways in.
     pub parents: Vec<IngressRoute>,
+    /// Whether a route is withheld only because it is not known yet what
+    /// protects it: what it needs besides ways in is kept meanwhile.
+    pub is_provisional: bool,
 }
 
 impl Edge {
@@ -42,12 +45,13 @@ impl Edge {
 
     /// Adds the objects of another route.
     pub fn extend(&mut self, other: Self) {
-        let Self { transports, middlewares, fences, children, parents } = other;
+        let Self { transports, middlewares, fences, children, parents, is_provisional } = other;
         self.transports.extend(transports);
         self.middlewares.extend(middlewares);
         self.fences.extend(fences);
         self.children.extend(children);
         self.parents.extend(parents);
+        self.is_provisional |= is_provisional;
     }
 
     /// Whether `live` may let in requests that the rendered routes would not:

@@ -1,10 +1,10 @@
 //! Writing the children of a Service.
 
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, networking::v1::NetworkPolicy};
-use kube::ResourceExt;
+use kube::{Api, ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
     names::{HOOK_LABEL, SERVICE_LABEL},
-    v1alpha1::service::InventoryItem,
+    v1alpha1::{Service, service::InventoryItem},
 };
 
 use super::build::{Desired, Workload, network::EdgeErrorsBackend};
@@ -13,6 +13,7 @@ use crate::{
     context::Context,
     edge::traefik::Edge,
     metadata::{Owner, is_controlled_by, is_ignored},
+    retry::bounded,
     watch::Watched,
 };
 
@@ -77,8 +78,8 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
 ///
 /// # Errors
 /// When it cannot be written.
-pub async fn protect(ctx: &Context, policy: &NetworkPolicy) -> Result<(), Error> {
-    Writer::new(ctx).apply(&ctx.stores.network_policies, policy).await.map(drop)
+pub async fn protect(ctx: &Context, owner: &Owner, policy: &NetworkPolicy) -> Result<(), Error> {
+    Writer::new(ctx, owner).apply(&ctx.stores.network_policies, policy).await.map(drop)
 }
 
 /// Applies every child in an order in which nothing refers to what is not
@@ -93,7 +94,7 @@ pub async fn apply(
     has_traefik: bool,
 ) -> Result<Applied, Error> {
     let stores = &ctx.stores;
-    let mut writer = Writer::new(ctx);
+    let mut writer = Writer::new(ctx, owner);
     let Desired {
         network_policy,
         service_account,
@@ -130,8 +131,11 @@ pub async fn apply(
     }
     writer.prune(&stores.network_policies, owner).await?;
     writer.prune_unless_ignored(&stores.disruption_budgets, owner).await?;
-    writer.prune(&stores.middlewares, owner).await?;
-    writer.prune(&stores.servers_transports, owner).await?;
+    // They let nobody in by themselves, and a restart must not make them twice.
+    if !edge.is_provisional {
+        writer.prune(&stores.middlewares, owner).await?;
+        writer.prune(&stores.servers_transports, owner).await?;
+    }
     // Routes that are not in the caches yet may still lead to these.
     if has_traefik {
         writer.prune(&stores.endpoint_slices, owner).await?;
@@ -150,18 +154,31 @@ pub async fn apply(
 
 struct Writer<'a> {
     ctx: &'a Context,
+    owner: &'a Owner,
+    /// Whether the API server still had the owner in this pass.
+    is_owner_seen: bool,
     inventory: Vec<InventoryItem>,
     ignored: Vec<String>,
     foreign: Vec<String>,
 }
 
 impl<'a> Writer<'a> {
-    fn new(ctx: &'a Context) -> Self {
-        Self { ctx, inventory: Vec::new(), ignored: Vec::new(), foreign: Vec::new() }
+    fn new(ctx: &'a Context, owner: &'a Owner) -> Self {
+        Self {
+            ctx,
+            owner,
+            is_owner_seen: false,
+            inventory: Vec::new(),
+            ignored: Vec::new(),
+            foreign: Vec::new(),
+        }
     }
 
     async fn apply<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
+        if live.is_none() {
+            self.owner_is_there().await?;
+        }
         self.exists(desired);
         match (self.ctx.applier.apply(live.as_deref(), desired).await, live) {
             // The other children do not wait for the end of the dispute.
@@ -171,6 +188,28 @@ impl<'a> Writer<'a> {
             }
             (result, _) => result,
         }
+    }
+
+    /// Children of a deleted owner vanish from the caches before the owner may:
+    /// asked once before the first creation, so that none of them, above all no
+    /// hook, comes back after the end.
+    async fn owner_is_there(&mut self) -> Result<(), Error> {
+        if self.is_owner_seen {
+            return Ok(());
+        }
+        let Owner { namespace, name, reference, .. } = self.owner;
+        let services: Api<Service> = Api::namespaced(self.ctx.client.clone(), namespace);
+        let found = bounded(services.get_metadata_opt(name))
+            .await
+            .map_err(|error| Error::request::<Service>("get", name, error))?;
+        let is_there = |found: &PartialObjectMeta<Service>| {
+            found.metadata.uid.as_ref() == Some(&reference.uid) && found.metadata.deletion_timestamp.is_none()
+        };
+        if !found.as_ref().is_some_and(is_there) {
+            return Err(Error::OwnerGone { kind: reference.kind.clone(), name: name.clone() });
+        }
+        self.is_owner_seen = true;
+        Ok(())
     }
 
     /// For children that protect nothing: a team may take them into its own hands.

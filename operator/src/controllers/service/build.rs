@@ -56,7 +56,7 @@ pub struct Workload {
 /// The routes as objects of the edge.
 #[must_use]
 pub fn edge(owner: &Owner, routes: &Routes) -> Edge {
-    let mut edge = Edge::default();
+    let mut edge = Edge { is_provisional: routes.is_provisional, ..Edge::default() };
     for route in &routes.routes {
         edge.extend(traefik::build::build(owner, route));
     }

@@ -36,6 +36,9 @@ pub struct Routes {
     pub urls: Vec<RouteUrl>,
     /// What is wrong, the worst first in weight, else the first in order.
     pub problems: Vec<Finding>,
+    /// Whether it is not known yet what protects one of them, as for a moment
+    /// after the operator has started.
+    pub is_provisional: bool,
 }
 
 impl Routes {
@@ -110,6 +113,8 @@ impl Entry<'_> {
                 (class, hosts, refused, entry_points, protection)
             }
         };
+        routes.is_provisional |= self.expose.auth_mode() == AuthMode::Required
+            && matches!(protection, RouteProtection::Unknown { .. });
         routes.problems.extend(refused.iter().map(|refusal| self.refusal(refusal)));
         let (backend, paths) = match (self.backend(), self.paths()) {
             (Ok(backend), Ok(paths)) => (backend, paths),
