@@ -260,8 +260,10 @@ async fn an_api_server_that_comes_back_is_asked_for_each_kind_once_and_no_child_
         kinds.dedup();
         assert_eq!(lists, kinds, "a kind was listed twice");
         assert!(kinds.iter().any(|kind| kind.starts_with("services.peristyle.dev")), "{kinds:?}");
-        let writes: Vec<Request> =
-            requests.into_iter().filter(|r| r.is_write() && r.name.starts_with("orders")).collect();
+        // Its status follows what the Deployment's own controller does meanwhile.
+        let is_child =
+            |r: &Request| r.is_write() && r.name.starts_with("orders") && r.group != "peristyle.dev";
+        let writes: Vec<Request> = requests.into_iter().filter(is_child).collect();
         assert!(writes.is_empty(), "written although nothing had changed:\n  {}", shown(&writes));
     }
 }
@@ -282,7 +284,8 @@ async fn requests_are_as_many_as_there_are_changes() {
     bench.deployment("orders", "x:2").await.unwrap();
     let writes = quiet(&bench, &leader, position).await.unwrap();
     let about: Vec<Request> = writes.into_iter().filter(|w| !is_event(w)).collect();
-    assert!(about.len() <= 2, "one field of one child:\n  {}", shown(&about));
+    // The status once it is applied, and once the Deployment's own controller has answered.
+    assert!(about.len() <= 3, "one field of one child:\n  {}", shown(&about));
     let mut reads = leader.requests(plane, position).unwrap();
     reads.retain(|request| !request.is_write() && request.verb != "watch");
     assert!(reads.is_empty(), "read although everything is cached:\n  {}", shown(&reads));

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use e2e::example::{Example, NAMESPACE};
+use e2e::example::{Example, GREETER, NAMESPACE, PROPAGATION, new_user};
 use e2e::stack::{self, SYSTEM_NAMESPACE};
 use e2e::state::State;
+use e2e::wait;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::json;
@@ -143,4 +146,64 @@ async fn no_password_stands_in_a_log_an_event_a_status_or_the_statement_log() {
             assert!(!text.contains(&encoded), "the password of {secret} stands encoded in {place}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_rotation_replaces_the_pods_and_refuses_no_call() {
+    let example = example().await;
+    let user = new_user("carol").unwrap();
+    let token = example.token(&user).await.unwrap();
+    example.allow(&[&user]).await.unwrap();
+    wait::until("the user may greet", PROPAGATION, async || {
+        Ok(example.edge.greet(GREETER, Some(&token), "Carol").await?)
+    })
+    .await
+    .unwrap();
+    let login = async || -> Result<String> {
+        let secrets: Api<Secret> = Api::namespaced(example.cluster.client().await?, NAMESPACE);
+        text(&secrets.get("greeter-db").await?).remove("username").context("the Secret has no username")
+    };
+    // Short, so that the next run of this test need not wait for this one's.
+    let overlap = json!({"spec": {"rotation": {"overlap": "5s"}}}).to_string();
+    let patch = ["patch", "psdb/greeter", "-n", NAMESPACE, "--type=merge", "-p", &overlap];
+    example.cluster.kubectl(&patch).await.unwrap();
+    let before = login().await.unwrap();
+
+    let ended = Arc::new(AtomicBool::new(false));
+    let calls = {
+        let (edge, token, ended) = (example.edge.clone(), token.clone(), ended.clone());
+        tokio::spawn(async move {
+            let (mut answered, mut failed) = (0, Vec::new());
+            while !ended.load(Ordering::Relaxed) {
+                match edge.greet(GREETER, Some(&token), "Carol").await {
+                    Ok(_) => answered += 1,
+                    Err(status) => failed.push(status),
+                }
+            }
+            (answered, failed)
+        })
+    };
+    let nonce = format!("peristyle.dev/rotate={user}");
+    example
+        .cluster
+        .kubectl(&["annotate", "psdb/greeter", "-n", NAMESPACE, "--overwrite", &nonce])
+        .await
+        .unwrap();
+    let sessions = async |login: &str| {
+        let sql = format!("select count(*) from pg_stat_activity where usename = '{login}'");
+        stack::query(&example.cluster, "postgres", &sql).await
+    };
+    wait::until("only pods with the new password run", PROPAGATION * 2, async || {
+        let now = login().await?;
+        ensure!(now != before, "the Secret still names {now}");
+        let (old, new) = (sessions(&before).await?, sessions(&now).await?);
+        ensure!(old == "0" && new != "0", "{old} sessions of {before}, {new} of {now}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    ended.store(true, Ordering::Relaxed);
+    let (answered, failed) = calls.await.unwrap();
+    assert!(failed.is_empty(), "{} of {} calls failed: {failed:#?}", failed.len(), answered + failed.len());
+    assert!(answered > 0, "nobody called");
 }
