@@ -47,8 +47,7 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
         // Children that go before their owner must not come back.
         apply::withdraw(&ctx, &owner, &Edge::default()).await?;
         ctx.proofs.replace(&ServiceKey::of(&service), None);
-        let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
-        return Ok(Outcome::new(service.status.clone().unwrap_or_default(), vec![finding]));
+        return Ok(deleted(&service));
     }
     let observed = observe::observe(&ctx, &service, &owner).await;
     let mut routes = route::routes(&service, &observed);
@@ -80,11 +79,19 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
                 ..stalled(&service, &routes, Reason::NameConflict, &error)
             });
         }
+        // No failure: the cache is about to lose it too.
+        Err(Error::OwnerGone { .. }) => return Ok(deleted(&service)),
         Err(error) => return Err(error),
     };
     let again = evidence::gather(&ctx, &service, &owner, &desired.edge, &mut routes).await;
     let outcome = status::outcome(&ctx, &owner, &service, &validated, &routes, &applied);
     Ok(Outcome { requeue: again.or(outcome.requeue), ..outcome })
+}
+
+/// The last status of an object that goes.
+fn deleted(service: &Service) -> Outcome<ServiceStatus> {
+    let finding = Finding::waiting(types::READY, Reason::Progressing, "is being deleted");
+    Outcome::new(service.status.clone().unwrap_or_default(), vec![finding])
 }
 
 /// Why nothing is changed but what protects, if that is asked for.
