@@ -16,7 +16,7 @@ use crate::substrate::{self, Component};
 const CARGO_DENY: &str = "0.20.2";
 
 /// Test binaries of this crate on a control plane of their own.
-const CONTROL_PLANE_TESTS: [&str; 4] = ["schema", "controllers", "databases", "edge"];
+const CONTROL_PLANE_TESTS: [&str; 5] = ["schema", "controllers", "databases", "edge", "faults"];
 /// Test binaries of this crate on the full sandbox with charts and example.
 const SANDBOX_TESTS: [&str; 6] = ["converge", "calls", "closed", "secrets", "embedded", "quiet"];
 
