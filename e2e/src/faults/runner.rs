@@ -9,7 +9,7 @@ use super::bench::Bench;
 use super::journal::{Entries, Fault, Point};
 use super::plans::Plan;
 use super::snapshot::{Snapshot, differences};
-use super::workload::{LOOPS, Step};
+use super::workload::{ANEW, LOOPS, Step};
 use crate::progress::Progress;
 use crate::wait;
 
@@ -22,7 +22,7 @@ const QUIET: Duration = Duration::from_millis(700);
 /// The same for a recording, which must not miss a late write.
 const QUIET_RECORDING: Duration = Duration::from_secs(2);
 /// The login before is shut only after the overlap.
-const QUIET_ROTATION: Duration = Duration::from_secs(5);
+const QUIET_ROTATION: Duration = Duration::from_secs(3);
 const INTERVAL: Duration = Duration::from_millis(50);
 /// How the names of all children begin.
 const GREETER: &str = "shop/greeter";
@@ -248,8 +248,10 @@ pub fn schedule(plans: Vec<Plan>) -> Vec<Round> {
         queues.entry(plan.step).or_default().push_back(plan);
     }
     let mut rounds = Vec::new();
-    for steps in LOOPS {
-        while steps.iter().any(|step| queues.get(step).is_some_and(|queue| !queue.is_empty())) {
+    // Creations that are left over need nothing but a deletion before.
+    let loops = LOOPS.map(|steps| (steps, steps.split(|step| *step == Step::Create).next().unwrap_or(steps)));
+    for (steps, needed_for) in loops.into_iter().chain([(ANEW, ANEW)]) {
+        while needed_for.iter().any(|step| queues.get(step).is_some_and(|queue| !queue.is_empty())) {
             let next = |step: &Step| (*step, queues.get_mut(step).and_then(VecDeque::pop_front));
             rounds.push(steps.iter().map(next).collect());
         }
@@ -259,11 +261,30 @@ pub fn schedule(plans: Vec<Plan>) -> Vec<Round> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::journal::Write;
     use super::*;
 
     fn entries(effects: &[(&str, usize)]) -> Entries {
         let effects = effects.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         Entries { effects, ..Entries::default() }
+    }
+
+    #[test]
+    fn every_plan_is_scheduled_once_and_a_creation_alone_needs_no_rotation() {
+        let plan = |step| {
+            let write = Write { what: String::new(), nth: 1 };
+            Plan { step, fault: Fault { write, point: Point::Lost } }
+        };
+        let rounds = schedule([Step::Create, Step::Create, Step::Move].map(plan).into());
+        let steps: Vec<Vec<_>> = rounds
+            .iter()
+            .map(|round| round.iter().map(|(step, plan)| (*step, plan.is_some())).collect())
+            .collect();
+        let anew = vec![(Step::Delete, false), (Step::Create, true)];
+        assert_eq!(steps, [vec![(Step::Move, true), (Step::MoveBack, false)], anew.clone(), anew]);
+        let rotation = schedule([Step::Delete, Step::Create].map(plan).into());
+        assert_eq!(rotation.len(), 1);
+        assert_eq!(rotation[0].len(), 4);
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub const LOOPS: [&[Step]; 3] = [
     &[Step::Rotate, Step::RotateBack, Step::Delete, Step::Create],
 ];
 
+/// The shortest way to a creation.
+pub const ANEW: &[Step] = &[Step::Delete, Step::Create];
+
 impl Step {
     #[must_use]
     pub fn word(self) -> &'static str {
