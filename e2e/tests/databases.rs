@@ -10,6 +10,8 @@ mod server;
 mod outside;
 #[path = "databases/rotation.rs"]
 mod rotation;
+#[path = "databases/trash.rs"]
+mod trash;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -8,6 +8,8 @@ mod attacks;
 mod matrix;
 #[path = "postgres/server.rs"]
 mod server;
+#[path = "postgres/trash.rs"]
+mod trash;
 
 use std::collections::BTreeMap;
 

@@ -63,8 +63,8 @@ pub struct DatabaseSpec {
     #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z][a-z0-9_]{0,49}$"))]
     pub name: Option<String>,
 
-    /// Whether a database of this name that a deleted Database of this namespace and name left
-    /// is taken over with its data. Default: Never.
+    /// Whether a database of this name that a deleted Database of this namespace and name left,
+    /// on the server or in its trash, is taken over with its data. Default: Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<Adopt>,
 
@@ -81,7 +81,9 @@ pub struct DatabaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reclaim_policy: Option<ReclaimPolicy>,
 
-    /// Whether a deletion that would destroy data waits for a person. Default: Enabled.
+    /// Whether a deletion that would take data away waits for a person. Default: Enabled. What
+    /// waits is the object, and with it a deletion of its namespace: set Disabled, or
+    /// `reclaimPolicy: Retain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<DeletionProtection>,
 }
@@ -171,6 +173,10 @@ pub enum ReclaimPolicy {
     /// Database, roles and credentials stay on the server.
     #[default]
     Retain,
+    /// Logins are shut, sessions ended and the database is renamed to `<name>-trash`. Until the
+    /// retention of its class is over, a Database of the same name in the same namespace with
+    /// `adopt: IfMarked` gets it back with its data; then database and roles are dropped.
+    Trash,
     /// Database and roles are dropped.
     Delete,
 }
@@ -178,7 +184,7 @@ pub enum ReclaimPolicy {
 /// Guard against destroying data.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum DeletionProtection {
-    /// A deletion with `reclaimPolicy: Delete` waits until this is Disabled.
+    /// A deletion with `reclaimPolicy: Trash` or `Delete` waits until this is Disabled.
     #[default]
     Enabled,
     /// `reclaimPolicy` acts.

@@ -60,6 +60,18 @@ pub struct DatabaseClassSpec {
     /// What Databases get that do not say otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Defaults>,
+    /// What happens to databases in the trash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash: Option<Trash>,
+}
+
+/// What happens to databases that a deletion with `reclaimPolicy: Trash` left.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Trash {
+    /// How long they can be restored; then they are dropped. A change also counts for those that
+    /// are there already. A class that is deleted drops nothing. Default: `168h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Duration>,
 }
 
 /// What Databases of the class get that do not say otherwise.
@@ -214,7 +226,7 @@ pub struct DatabaseClassStatus {
     /// Databases of this class that exist as objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub databases: Option<i32>,
-    /// Ready, Reconciling, Stalled, ServerReachable.
+    /// Ready, Reconciling, Stalled, ServerReachable, Advisory (what cannot be dropped from the trash).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -4,6 +4,7 @@
 mod build;
 mod status;
 pub mod target;
+mod trash;
 mod triggers;
 
 use std::{
@@ -15,8 +16,9 @@ use std::{
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
+    duration::InvalidDuration,
     names::DATABASE_CLASS_LABEL,
-    v1alpha1::{DatabaseClass, DatabaseClassStatus, database_class::Embedded},
+    v1alpha1::{Database, DatabaseClass, DatabaseClassStatus, database_class::Embedded},
 };
 
 use self::target::Access;
@@ -48,29 +50,33 @@ pub enum Error {
     /// The server.
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
+    /// The retention.
+    #[error("spec.trash.retention: {0}")]
+    Retention(#[from] InvalidDuration),
 }
 
 impl Error {
-    fn inner(&self) -> &dyn Classified {
+    fn inner(&self) -> Option<&dyn Classified> {
         match self {
-            Self::Target(error) => error,
-            Self::Apply(error) => error,
-            Self::Postgres(error) => error,
+            Self::Target(error) => Some(error),
+            Self::Apply(error) => Some(error),
+            Self::Postgres(error) => Some(error),
+            Self::Retention(_) => None,
         }
     }
 }
 
 impl Classified for Error {
     fn class(&self) -> Class {
-        self.inner().class()
+        self.inner().map_or(Class::Terminal, Classified::class)
     }
 
     fn reason(&self) -> Reason {
-        self.inner().reason()
+        self.inner().map_or(Reason::Invalid, Classified::reason)
     }
 
     fn condition(&self) -> &'static str {
-        self.inner().condition()
+        self.inner().map_or(types::READY, Classified::condition)
     }
 }
 
@@ -96,11 +102,11 @@ struct Inputs {
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
-    let memory = Arc::new(Memory::default());
+    let memory = Arc::new((Memory::default(), trash::Looks::default()));
     let triggers = triggers::all(&ctx);
     reconcile::run(ctx.clone(), &ctx.stores.database_classes, triggers, move |class, ctx| {
         let memory = memory.clone();
-        async move { reconcile(&class, &ctx, &memory).await }
+        async move { reconcile(&class, &ctx, &memory.0, &memory.1).await }
     })
     .await;
 }
@@ -109,6 +115,7 @@ async fn reconcile(
     class: &DatabaseClass,
     ctx: &Context,
     memory: &Memory,
+    looks: &trash::Looks,
 ) -> Result<Outcome<DatabaseClassStatus>, Error> {
     let last = class.status.clone().unwrap_or_default();
     if class.metadata.deletion_timestamp.is_some() {
@@ -116,6 +123,7 @@ async fn reconcile(
         return Ok(Outcome::new(last, vec![finding]));
     }
     let access = target::access(class, &ctx.config.namespace)?;
+    trash::retention(class)?;
     let mut pod = None;
     if let Some(embedded) = &class.spec.embedded {
         pod = run_server(ctx, class, embedded).await?;
@@ -132,16 +140,19 @@ async fn reconcile(
         versions: target::versions(ctx, &access),
         pod,
     };
-    match visit(ctx, memory, &access, inputs).await {
-        Ok(server) => {
-            let findings = status::findings(&server, &access.admin.to_string());
-            let requeue = match worst(&findings).map(|finding| finding.state) {
-                Some(State::Stalled | State::Failed) => {
-                    memory.forget_answer(&access.class);
-                    Some(RETRY_RIGHTS)
-                }
-                _ => None,
-            };
+    let asked = async {
+        let server = visit(ctx, memory, &access, inputs.clone()).await?;
+        let mut findings = status::findings(&server, &access.admin.to_string());
+        if let Some(State::Stalled | State::Failed) = worst(&findings).map(|finding| finding.state) {
+            memory.forget_answer(&access.class);
+            return Ok((server, findings, Some(RETRY_RIGHTS)));
+        }
+        let look = trash::look(ctx, looks, class, inputs).await?;
+        findings.extend(look.finding());
+        Ok((server, findings, look.requeue()))
+    };
+    match asked.await {
+        Ok((server, findings, requeue)) => {
             let status = counted(ctx, class, status::status(&server));
             Ok(Outcome { requeue, ..Outcome::new(status, findings) })
         }
@@ -221,10 +232,14 @@ async fn run_server(
 
 /// `status` with the number of Databases that are bound to `class`.
 fn counted(ctx: &Context, class: &DatabaseClass, status: DatabaseClassStatus) -> DatabaseClassStatus {
+    DatabaseClassStatus { databases: i32::try_from(bound(ctx, class).len()).ok(), ..status }
+}
+
+/// The Databases that are bound to `class`.
+fn bound(ctx: &Context, class: &DatabaseClass) -> Vec<Arc<Database>> {
     let name = class.name_any();
-    let bound = ctx.stores.databases.store().state_filter(|database| {
+    ctx.stores.databases.store().state_filter(|database| {
         let server = database.status.as_ref().and_then(|status| status.server.as_ref());
         server.is_some_and(|server| server.class == name)
-    });
-    DatabaseClassStatus { databases: i32::try_from(bound.len()).ok(), ..status }
+    })
 }

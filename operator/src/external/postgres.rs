@@ -3,11 +3,13 @@
 mod catalog;
 mod error;
 mod provision;
+mod removal;
 mod servers;
 mod sqlstate;
 
 pub use error::{Error, Refusal};
-pub use provision::{Provisioned, check_login, drop_database, open_login, provision, retire_login};
+pub use provision::{Provisioned, check_login, open_login, provision, retire_login};
+pub use removal::{Trash, drop_database, empty_trash, trash_database};
 pub use servers::{Servers, Session};
 
 use std::{

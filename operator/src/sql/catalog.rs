@@ -110,6 +110,8 @@ pub struct Catalog {
     pub members: BTreeSet<(String, String)>,
     /// The database, if it exists.
     pub database: Option<Database>,
+    /// What the trash has under its name, looked at only if there is no database.
+    pub trashed: Option<Database>,
     /// Sessions in the database by the name of their login.
     pub sessions: BTreeMap<String, i64>,
 }

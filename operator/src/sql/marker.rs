@@ -1,5 +1,6 @@
 //! The mark of ownership on roles and databases, a comment in JSON.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -14,6 +15,40 @@ pub struct Marker {
     /// The namespace counts by its UID: one that was deleted and made again may
     /// belong to another team.
     pub claim: String,
+}
+
+/// The mark on what lies in the trash. It carries all that emptying the trash
+/// needs to know: no object tells of it any more.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Trashed {
+    /// Whose it was.
+    #[serde(flatten)]
+    pub marker: Marker,
+    /// Which class drops it, see [`keeper`].
+    pub keeper: String,
+    /// Since when it lies there, by the server's clock.
+    pub trashed: Timestamp,
+}
+
+impl Trashed {
+    /// The text of the comment.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    /// Reads a comment; nothing when it is not such a mark.
+    #[must_use]
+    pub fn parse(comment: &str) -> Option<Self> {
+        serde_json::from_str(comment).ok()
+    }
+}
+
+/// What the DatabaseClass `class` of `cluster` is called in marks: several
+/// clusters, and several classes, may use one server and keep trash differently long.
+#[must_use]
+pub fn keeper(cluster: &str, class: &str) -> String {
+    hex::encode(Sha256::digest(format!("{cluster}/{class}")))
 }
 
 /// What a comment says about whose an object of the server is.

@@ -12,6 +12,10 @@ pub const ROLES: [RoleName; 3] = [RoleName::Owner, RoleName::Writer, RoleName::R
 /// The two logins of each role.
 pub const SLOTS: [Slot; 2] = [Slot::A, Slot::B];
 
+/// What the name of a database in the trash ends with. No database outside can
+/// have such a name: the schema of the API and default names admit no dash.
+pub const TRASH_SUFFIX: &str = "-trash";
+
 /// Bytes of a database's name, so that the longest role name still fits.
 const MAX_DATABASE: usize = 50;
 /// Hexadecimal digits that tell apart names which would read alike.
@@ -33,6 +37,8 @@ pub enum InvalidName {
 pub struct Names {
     /// The database.
     pub database: Identifier,
+    /// The database while it lies in the trash.
+    pub trash: Identifier,
     /// The schema of the application.
     pub schema: Identifier,
     groups: [Identifier; 3],
@@ -53,6 +59,7 @@ impl Names {
         let logins = |role| Ok::<_, InvalidIdentifier>([login(role, 'a')?, login(role, 'b')?]);
         Ok(Self {
             database: Identifier::new(database)?,
+            trash: Identifier::new(format!("{database}{TRASH_SUFFIX}"))?,
             schema: Identifier::new(SCHEMA)?,
             groups: [group(ROLES[0])?, group(ROLES[1])?, group(ROLES[2])?],
             logins: [logins(ROLES[0])?, logins(ROLES[1])?, logins(ROLES[2])?],
@@ -118,44 +125,68 @@ pub fn default_name(namespace: &str, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::collections::HashSet;
 
     use super::*;
 
-    const LABEL: &str = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?";
-    /// Few letters and many dashes: what is most likely to meet.
-    const TRICKY: &str = "[a-c]([-a-c]{0,4}[a-c])?";
+    const OBJECTS: usize = 100_000;
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(100_000))]
+    /// Labels of Kubernetes, from a seed (xorshift).
+    struct Labels(u64);
 
-        #[test]
-        fn two_objects_never_share_a_default_name(
-            a in (TRICKY, TRICKY), b in (TRICKY, TRICKY),
-        ) {
-            let (one, other) = (default_name(&a.0, &a.1), default_name(&b.0, &b.1));
-            prop_assert_eq!(a == b, one == other);
-            if a != b {
-                let (one, other) = (Names::new(&one).unwrap(), Names::new(&other).unwrap());
-                // One's database may read like another's role: they have separate name spaces.
-                for role in one.roles() {
-                    prop_assert!(other.roles().all(|others| others != role), "{}", role.as_str());
-                }
-            }
+    impl Labels {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 >> 33).unwrap() % end
         }
 
-        #[test]
-        fn every_default_name_is_valid_and_leaves_room_for_the_roles(namespace in LABEL, name in LABEL) {
-            let database = default_name(&namespace, &name);
-            prop_assert!(database.len() <= MAX_DATABASE);
-            prop_assert!(database.starts_with(|c: char| c.is_ascii_lowercase()));
-            prop_assert!(database.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
-            prop_assert!(!["postgres", "template0", "template1"].contains(&&*database));
-            let names = Names::new(&database).unwrap();
-            for role in names.roles().map(Identifier::as_str) {
-                prop_assert!(role.len() <= crate::sql::MAX_NAME && !role.starts_with("pg_"));
-                prop_assert!(!["public", "none", "postgres"].contains(&role));
+        /// A label of at most `longest` characters; `inner` may also stand between the others.
+        fn label(&mut self, outer: &[u8], inner: &[u8], longest: usize) -> String {
+            let length = 1 + self.below(longest);
+            let last = length - 1;
+            (0..length)
+                .map(|place| if place == 0 || place == last { outer } else { inner })
+                .map(|letters| char::from(letters[self.below(letters.len())]))
+                .collect()
+        }
+
+        /// Of one half few letters and many dashes: what is most likely to meet.
+        fn next(&mut self, is_tricky: bool) -> String {
+            if is_tricky {
+                return self.label(b"abc", b"abc-", 6);
             }
+            let letters = b"abcdefghijklmnopqrstuvwxyz0123456789";
+            self.label(letters, b"abcdefghijklmnopqrstuvwxyz0123456789-", 63)
+        }
+    }
+
+    #[test]
+    fn all_default_names_are_valid_and_no_two_objects_share_one_or_a_role() {
+        let mut labels = Labels(0x9e37_79b9_7f4a_7c15);
+        let (mut objects, mut databases, mut roles) = (HashSet::new(), HashSet::new(), HashSet::new());
+        while objects.len() < OBJECTS {
+            let is_tricky = objects.len() % 2 == 0;
+            let (namespace, name) = (labels.next(is_tricky), labels.next(is_tricky));
+            if !objects.insert((namespace.clone(), name.clone())) {
+                continue;
+            }
+            let database = default_name(&namespace, &name);
+            assert!(database.len() <= MAX_DATABASE, "{namespace}/{name}: {database}");
+            assert!(database.starts_with(|c: char| c.is_ascii_lowercase()), "{namespace}/{name}: {database}");
+            let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+            assert!(database.bytes().all(is_plain), "{namespace}/{name}: {database}");
+            assert!(!["postgres", "template0", "template1"].contains(&&*database), "{namespace}/{name}");
+            let names = Names::new(&database).unwrap();
+            // One's database may read like another's role: they have separate name spaces.
+            for role in names.roles().map(Identifier::as_str) {
+                assert!(role.len() <= crate::sql::MAX_NAME && !role.starts_with("pg_"), "{role}");
+                assert!(!["public", "none", "postgres"].contains(&role), "{role}");
+                assert!(roles.insert(role.to_owned()), "{namespace}/{name} shares role {role}");
+            }
+            assert!(!databases.contains(names.trash.as_str()), "{namespace}/{name}: the trash");
+            assert!(databases.insert(database), "{namespace}/{name} shares its database");
         }
     }
 

@@ -9,6 +9,7 @@ pub mod drift;
 pub mod drop;
 pub mod logins;
 pub mod schema;
+pub mod trash;
 
 use peristyle_crds::v1alpha1::database::RoleName;
 
@@ -67,6 +68,7 @@ mod tests {
     use crate::sql::{
         Statement,
         catalog::{Attributes, Catalog, Database, Role, Schemas, Server},
+        marker::Trashed,
         names::ROLES,
         password::Password,
     };
@@ -115,6 +117,7 @@ mod tests {
                 comment: comment.map(ToOwned::to_owned),
                 grants: BTreeSet::new(),
             }),
+            trashed: None,
             sessions: BTreeMap::new(),
         }
     }
@@ -184,6 +187,39 @@ mod tests {
         let taken_over = database::plan(&adopting, &catalog).unwrap();
         assert_eq!(taken_over[0].step(), "take over the marks");
         assert!(taken_over[0].to_string().contains("u2"));
+    }
+
+    #[test]
+    fn the_way_into_the_trash_and_back_is_one_mark_and_one_name() {
+        let mut catalog = unfinished(Some(&desired().marker.comment()));
+        let login = Role { can_login: true, comment: Some(desired().marker.comment()), ..Role::default() };
+        catalog.roles.insert("shop_writer_a".to_owned(), login);
+        catalog.database.as_mut().unwrap().allows_connections = true;
+        let now = jiff::Timestamp::constant(1_700_000_000, 0);
+        let plan = |desired: &Desired, catalog: &Catalog| {
+            trash::plan(desired, &server(false, 150_000), catalog, "k1", now)
+        };
+        let there = plan(&desired(), &catalog);
+        let successor = Desired { marker: Marker { uid: "u2".to_owned(), ..desired().marker }, ..desired() };
+        assert!(plan(&successor, &catalog).is_empty(), "of another object");
+
+        let marker = desired().marker;
+        let mark = Trashed { marker, keeper: "k1".to_owned(), trashed: now }.comment();
+        for role in catalog.roles.values_mut() {
+            role.comment = Some(mark.clone());
+            role.can_login = false;
+        }
+        let database = catalog.database.take().unwrap();
+        catalog.trashed = Some(Database { comment: Some(mark), allows_connections: false, ..database });
+        assert!(plan(&desired(), &catalog).is_empty(), "a second time");
+        assert!(database::plan(&successor, &catalog).is_err(), "without being asked");
+        let back = database::plan(&Desired { adopts: true, ..successor.clone() }, &catalog).unwrap();
+        insta::assert_snapshot!(format!("-- there\n{}\n-- back\n{}", text(&there), text(&back)));
+
+        let foreign = Some(Database { comment: None, ..catalog.trashed.clone().unwrap() });
+        let catalog = Catalog { trashed: foreign, roles: BTreeMap::new(), ..catalog };
+        let fresh = database::plan(&successor, &catalog).unwrap();
+        assert_eq!(fresh[1].step(), "create the database", "what is not ours is not taken");
     }
 
     #[test]

@@ -170,6 +170,12 @@ impl Server {
         &self.creator
     }
 
+    /// The superuser.
+    #[allow(dead_code, reason = "used by the tests of the client")]
+    pub fn superuser_account(&self) -> &Account {
+        &self.superuser
+    }
+
     pub async fn superuser(&self, database: &str) -> tokio_postgres::Client {
         self.client(&self.superuser, database).await.unwrap()
     }

@@ -23,7 +23,7 @@ use crate::{
     retry::{Classified, bounded},
 };
 
-/// Keeps a Database whose policy is Delete until its server is told.
+/// Keeps a Database whose policy is Trash or Delete until its server is told.
 pub const FINALIZER: &str = "peristyle.dev/database";
 /// How often a deletion that waits for a person is looked at although nothing changed.
 const WAITS_FOR_A_PERSON: Duration = Duration::from_secs(6 * 3600);
@@ -35,7 +35,7 @@ const RETRY: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the API server refuses.
 pub async fn hold(ctx: &Context, database: &Database) -> Result<(), Error> {
-    let is_needed = database.spec.reclaim_policy() == ReclaimPolicy::Delete;
+    let is_needed = database.spec.reclaim_policy() != ReclaimPolicy::Retain;
     if is_needed == is_held(database) {
         return Ok(());
     }
@@ -51,25 +51,25 @@ pub async fn finalize(ctx: &Context, database: &Database) -> Result<Outcome<Data
         return Ok(leaving(database));
     }
     let api: Api<Database> = Api::namespaced(ctx.client.clone(), &database.namespace().unwrap_or_default());
-    if database.spec.reclaim_policy() == ReclaimPolicy::Delete && database.spec.is_protected() {
-        return Ok(blocked(
-            database,
-            Reason::DeletionProtected,
-            "spec.deletionProtection is Enabled; set it to Disabled to drop the database, \
-             or spec.reclaimPolicy to Retain to leave it on the server",
-            WAITS_FOR_A_PERSON,
-        ));
+    let policy = database.spec.reclaim_policy();
+    if policy != ReclaimPolicy::Retain && database.spec.is_protected() {
+        let message = format!(
+            "spec.deletionProtection is Enabled; set it to Disabled to let spec.reclaimPolicy {policy:?} act, \
+             or spec.reclaimPolicy to Retain to leave the database on the server; a deletion of the namespace \
+             waits for it as well"
+        );
+        return Ok(blocked(database, Reason::DeletionProtected, message, WAITS_FOR_A_PERSON));
     }
     // The cache may be behind a person who changed their mind.
     let live = bounded(api.get_opt(&database.name_any())).await.map_err(Error::request("get"))?;
     let Some(live) = live.filter(|live| live.uid() == database.uid()) else {
         return Ok(leaving(database));
     };
-    if live.spec.reclaim_policy() == ReclaimPolicy::Delete {
+    if live.spec.reclaim_policy() != ReclaimPolicy::Retain {
         if live.spec.is_protected() || live.metadata.deletion_timestamp.is_none() {
             return Ok(leaving(database));
         }
-        if let Err(error) = drop_database(ctx, &live).await {
+        if let Err(error) = remove(ctx, &live).await {
             let retry = match &error {
                 Error::Postgres(postgres::Error::Unreachable { retry, .. }) => *retry,
                 _ => RETRY,
@@ -83,12 +83,19 @@ pub async fn finalize(ctx: &Context, database: &Database) -> Result<Outcome<Data
     Ok(leaving(database))
 }
 
-async fn drop_database(ctx: &Context, database: &Database) -> Result<(), Error> {
+async fn remove(ctx: &Context, database: &Database) -> Result<(), Error> {
     let validated = validate::validate(database, &observe::observe(ctx, database))?;
     let target = target::fetch(ctx, &validated.access).await?;
     let session = ctx.servers.session(target).await?;
     let expected = validated.bound.as_ref().map(|server| server.system_identifier.as_str());
-    Ok(postgres::drop_database(&session, &validated.desired, expected).await?)
+    let desired = &validated.desired;
+    match database.spec.reclaim_policy() {
+        ReclaimPolicy::Retain => Ok(()),
+        ReclaimPolicy::Trash => {
+            Ok(postgres::trash_database(&session, desired, &validated.keeper, expected).await?)
+        }
+        ReclaimPolicy::Delete => Ok(postgres::drop_database(&session, desired, expected).await?),
+    }
 }
 
 fn is_held(database: &Database) -> bool {

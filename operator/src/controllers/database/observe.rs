@@ -41,13 +41,19 @@ pub fn observe(ctx: &Context, database: &Database) -> Observed {
     });
     let uid_of = |namespace: &str| ctx.stores.namespaces.get("", namespace).and_then(|found| found.uid());
     Observed {
-        cluster: uid_of(CLUSTER_NAMESPACE),
+        cluster: cluster(ctx),
         namespace: uid_of(&database.namespace().unwrap_or_default()),
         namesakes: ctx.stores.databases.store().state_filter(|other| are_namesakes(other, database)),
         classes: ctx.stores.database_classes.store().state(),
         is_reader_bound: !reads.is_empty(),
         system_namespace: ctx.config.namespace.clone(),
     }
+}
+
+/// What tells this cluster from others; absent until the cache has it.
+#[must_use]
+pub fn cluster(ctx: &Context) -> Option<String> {
+    ctx.stores.namespaces.get("", CLUSTER_NAMESPACE).and_then(|found| found.uid())
 }
 
 /// Whether both are called the same on the server. Two default names never are.

@@ -23,7 +23,7 @@ use crate::{
     external::postgres::Endpoint,
     retry::{Class, Classified},
     sql::{
-        marker::Marker,
+        marker::{self, Marker},
         names::{InvalidName, Names, ROLES},
         plan::{Desired, Login},
     },
@@ -57,6 +57,8 @@ pub struct Validated {
     pub secrets: BTreeMap<RoleName, String>,
     /// When passwords change.
     pub rotation: Policy,
+    /// What the class is called in the marks of its trash.
+    pub keeper: String,
 }
 
 /// Why a Database cannot be provisioned (yet).
@@ -177,6 +179,7 @@ pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, I
     let rotation = rotation(database, &class)?;
     Ok(Validated {
         rotation,
+        keeper: marker::keeper(cluster, &access.class),
         workloads: bound
             .as_ref()
             .and_then(|bound| Some(Endpoint { host: bound.host.clone(), port: bound.port.try_into().ok()? }))

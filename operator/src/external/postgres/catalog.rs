@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use tokio_postgres::Row;
 
 use super::{Connection, Error, Session};
@@ -9,6 +10,7 @@ use crate::sql::{
     Identifier,
     catalog::{Attributes, Catalog, Database, Role, Schemas, Server},
     names::Names,
+    plan::trash::Found,
 };
 
 const SERVER: &str = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'), \
@@ -50,6 +52,14 @@ const SESSIONS: &str = "SELECT coalesce(usename, backend_type)::text, count(*) F
 const DEPENDENTS: &str = "SELECT r.rolname::text, coalesce(d.datname, 'the server')::text, count(*) FROM pg_shdepend s \
     JOIN pg_roles r ON r.oid = s.refobjid LEFT JOIN pg_database d ON d.oid = s.dbid \
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY($1) GROUP BY 1, 2 ORDER BY 1, 2";
+
+const NOW: &str = "SELECT floor(extract(epoch FROM clock_timestamp()))::int8";
+/// Of databases only closed ones of the administrator.
+const TRASH: &str = "SELECT true, datname::text, shobj_description(oid, 'pg_database') FROM pg_database \
+    WHERE datdba = (SELECT oid FROM pg_roles WHERE rolname = current_user) AND NOT datallowconn \
+    AND shobj_description(oid, 'pg_database') LIKE '%\"trashed\"%' UNION ALL \
+    SELECT false, rolname::text, shobj_description(oid, 'pg_authid') FROM pg_roles \
+    WHERE shobj_description(oid, 'pg_authid') LIKE '%\"trashed\"%' ORDER BY 1, 2";
 
 impl Session {
     /// The server behind `connection`; later connections pin its version's options.
@@ -102,11 +112,14 @@ impl Connection {
         for row in self.query(MEMBERS, &[&wanted]).await? {
             members.insert((column(&row, 0)?, column(&row, 1)?));
         }
+        let database = self.database(names.database.as_str()).await?;
+        let trashed = if database.is_none() { self.database(names.trash.as_str()).await? } else { None };
         Ok(Catalog {
             admin: admin.to_owned(),
             roles,
             members,
-            database: self.database(names.database.as_str()).await?,
+            database,
+            trashed,
             sessions: self.login_sessions(names).await?,
         })
     }
@@ -151,6 +164,23 @@ impl Connection {
             schemas.defaults.insert((column(&row, 0)?, column(&row, 1)?, column(&row, 2)?, column(&row, 3)?));
         }
         Ok(schemas)
+    }
+
+    /// What the server's clock says, in whole seconds.
+    pub(super) async fn now(&self) -> Result<Timestamp, Error> {
+        let rows = self.query(NOW, &[]).await?;
+        let row = rows.first().ok_or_else(|| Error::Catalog("the server has no clock".to_owned()))?;
+        Timestamp::from_second(column(row, 0)?).map_err(|e| Error::Catalog(e.to_string()))
+    }
+
+    /// What may lie in the trash.
+    pub(super) async fn trash(&self) -> Result<Vec<Found>, Error> {
+        let found = |row: &Row| {
+            let name: String = column(row, 1)?;
+            let name = Identifier::new(name).map_err(|e| Error::Catalog(e.to_string()))?;
+            Ok(Found { is_database: column(row, 0)?, name, comment: column(row, 2)? })
+        };
+        self.query(TRASH, &[]).await?.iter().map(found).collect()
     }
 
     /// Who has sessions in `database`, in words.

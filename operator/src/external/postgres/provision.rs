@@ -5,7 +5,7 @@ use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 
 use super::{Connection, Endpoint, Error, Login, Refusal, Session};
 use crate::sql::{
-    Identifier, Statement,
+    Statement,
     catalog::{Catalog, Server},
     names::Names,
     password::Password,
@@ -147,41 +147,11 @@ pub async fn check_login(
     }
 }
 
-/// Drops the database and its roles, as far as they carry exactly our UID.
-///
-/// # Errors
-/// [`Error::InUse`] names who keeps it, [`Error::OtherServer`] when the server
-/// is not the one where it was created.
-pub async fn drop_database(
+pub(super) async fn inspect(
     session: &Session,
-    desired: &Desired,
+    admin: &Connection,
     expected: Option<&str>,
-) -> Result<(), Error> {
-    let admin = session.maintenance().await?;
-    let server = inspect(session, &admin, expected).await?;
-    let catalog = admin.catalog(&desired.names, &server.admin).await?;
-    for statement in plan::drop::plan(desired, &server, &catalog) {
-        let Err(error) = admin.execute(&statement).await else {
-            continue;
-        };
-        let step = statement.step();
-        return Err(match error.code() {
-            Some("55006") => Error::InUse {
-                step,
-                by: format!("sessions: {}", admin.sessions(desired.names.database.as_str()).await?),
-            },
-            Some("2BP01") => {
-                let roles: Vec<&str> = desired.names.roles().map(Identifier::as_str).collect();
-                Error::InUse { step, by: format!("objects or grants: {}", admin.dependents(&roles).await?) }
-            }
-            _ => error,
-        });
-    }
-    admin.close().await;
-    Ok(())
-}
-
-async fn inspect(session: &Session, admin: &Connection, expected: Option<&str>) -> Result<Server, Error> {
+) -> Result<Server, Error> {
     let server = session.inspect(admin).await?;
     if server.is_replica {
         return Err(session.unusable("it is a replica and takes no changes"));

@@ -5,8 +5,8 @@ use peristyle_crds::v1alpha1::database::RoleName;
 use super::{Conflict, Desired};
 use crate::sql::{
     Identifier, Literal, Statement,
-    catalog::{Catalog, PUBLIC},
-    marker::Ownership,
+    catalog::{Catalog, Database, PUBLIC},
+    marker::{Ownership, Trashed},
     names::ROLES,
 };
 
@@ -22,14 +22,15 @@ pub fn plan(desired: &Desired, catalog: &Catalog) -> Result<Vec<Statement>, Conf
         plan.push(Statement::transaction("take over the marks", &inherited));
     }
     plan.extend(groups(desired, catalog));
-    if catalog.database.is_none() {
+    let live = catalog.database.as_ref().or_else(|| trashed(desired, catalog));
+    if live.is_none() {
         let command = format!(
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false",
             desired.names.database
         );
         plan.push(Statement::single("create the database", command));
     }
-    plan.extend(grants(desired, catalog));
+    plan.extend(grants(desired, live));
     Ok(plan)
 }
 
@@ -42,9 +43,9 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
             continue;
         };
         match marker.ownership(role.comment.as_deref()) {
-            Ownership::Ours => {}
+            Ownership::Ours if role.comment.as_deref().and_then(Trashed::parse).is_none() => {}
             Ownership::Predecessor if !desired.adopts => return Err(retained("role", name)),
-            Ownership::Predecessor => {
+            Ownership::Ours | Ownership::Predecessor => {
                 if role.can_login {
                     // Nobody who held the predecessor's passwords may come in.
                     inherited.push(format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL"));
@@ -63,8 +64,21 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
             Ownership::Foreign if is_unfinished(desired, catalog) => {}
             Ownership::Foreign => return Err(conflict("database", name)),
         }
+    } else if let Some(trashed) = trashed(desired, catalog) {
+        let trash = &desired.names.trash;
+        if !desired.adopts && marker.ownership(trashed.comment.as_deref()) != Ownership::Ours {
+            return Err(retained("database", trash));
+        }
+        inherited.push(format!("ALTER DATABASE {trash} RENAME TO {name}"));
+        inherited.push(comment_on_database(desired));
     }
     Ok(inherited)
+}
+
+/// What the trash has of this object or its predecessor.
+pub(super) fn trashed<'a>(desired: &Desired, catalog: &'a Catalog) -> Option<&'a Database> {
+    let ownership = |database: &&Database| desired.marker.ownership(database.comment.as_deref());
+    catalog.trashed.as_ref().filter(|database| ownership(database) != Ownership::Foreign)
 }
 
 /// Whether the database is one that was created and not yet marked: a crash
@@ -98,11 +112,10 @@ fn groups(desired: &Desired, catalog: &Catalog) -> Option<Statement> {
     (!commands.is_empty()).then(|| Statement::transaction("create the groups", &commands))
 }
 
-fn grants(desired: &Desired, catalog: &Catalog) -> Vec<Statement> {
+fn grants(desired: &Desired, live: Option<&Database>) -> Vec<Statement> {
     let names = &desired.names;
     let (writer, reader) = (names.group(RoleName::Writer), names.group(RoleName::Reader));
     let wanted = [(writer, "CONNECT"), (writer, "TEMPORARY"), (reader, "CONNECT")];
-    let live = catalog.database.as_ref();
     let is_granted = live.is_some_and(|d| {
         d.comment.is_some()
             && wanted.iter().all(|(role, privilege)| {

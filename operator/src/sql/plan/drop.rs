@@ -1,7 +1,11 @@
 //! The end of a database. `DROP DATABASE … WITH (FORCE)` fails for an
 //! administrator who is no superuser, so: close, end sessions, drop.
 
-use super::{Desired, database::is_unfinished};
+use super::{
+    Desired,
+    database::{is_unfinished, trashed},
+    logins,
+};
 use crate::sql::{
     Identifier, Literal, Statement,
     catalog::{Catalog, Server},
@@ -14,27 +18,36 @@ use crate::sql::{
 #[must_use]
 pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statement> {
     let names = &desired.names;
-    let is_ours = |name: &&Identifier| {
-        catalog
-            .roles
-            .get(name.as_str())
-            .is_some_and(|role| desired.marker.ownership(role.comment.as_deref()) == Ownership::Ours)
+    let Some(mut plan) = close(desired, server, catalog) else {
+        return Vec::new();
     };
-    let logins: Vec<&Identifier> = names.logins().map(|(_, _, name)| name).filter(is_ours).collect();
-    let groups: Vec<&Identifier> = ROLES.map(|role| names.group(role)).into_iter().filter(is_ours).collect();
-    let mut plan = Vec::new();
-    let enabled =
-        logins.iter().filter(|login| catalog.roles.get(login.as_str()).is_some_and(|role| role.can_login));
-    for login in enabled {
-        plan.push(Statement::single("disable a login", format!("ALTER ROLE {login} NOLOGIN")));
+    let is_ours = |comment: Option<&str>| desired.marker.ownership(comment) == Ownership::Ours;
+    if catalog.database.is_some() {
+        plan.push(drop_database(&names.database));
+    } else if trashed(desired, catalog).is_some_and(|database| is_ours(database.comment.as_deref())) {
+        plan.push(drop_database(&names.trash));
     }
+    plan.extend(drop_roles(ours(desired, catalog).map(ToString::to_string)));
+    plan
+}
+
+/// Plans that nobody uses the database any more; nothing when it is not ours.
+pub(super) fn close(desired: &Desired, server: &Server, catalog: &Catalog) -> Option<Vec<Statement>> {
+    let names = &desired.names;
     if let Some(database) = &catalog.database {
         let is_marked = desired.marker.ownership(database.comment.as_deref()) == Ownership::Ours;
-        let is_begun = is_unfinished(desired, catalog) && !groups.is_empty();
+        let has_group = || ROLES.iter().any(|role| is_ours(desired, catalog, names.group(*role)));
+        let is_begun = is_unfinished(desired, catalog) && has_group();
         if !is_marked && !is_begun {
             // The roles may have privileges in it; without it they are nothing of ours to drop.
-            return Vec::new();
+            return None;
         }
+    }
+    let logins: Vec<&Identifier> =
+        names.logins().map(|(_, _, name)| name).filter(|name| is_ours(desired, catalog, name)).collect();
+    let can_login = |name: &&&Identifier| catalog.roles.get(name.as_str()).is_some_and(|role| role.can_login);
+    let mut plan: Vec<Statement> = logins.iter().filter(can_login).map(|name| logins::shut(name)).collect();
+    if let Some(database) = &catalog.database {
         if database.allows_connections {
             plan.push(Statement::single(
                 "close the database",
@@ -42,14 +55,31 @@ pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statem
             ));
         }
         plan.extend(logins.iter().map(|login| end_sessions(&names.database, login, server)));
-        let command = format!("DROP DATABASE {}", names.database);
-        plan.push(Statement::single("drop the database", command));
     }
-    let roles: Vec<String> = logins.iter().chain(&groups).map(ToString::to_string).collect();
-    if !roles.is_empty() {
-        plan.push(Statement::single("drop the roles", format!("DROP ROLE {}", roles.join(", "))));
-    }
-    plan
+    Some(plan)
+}
+
+/// Our logins, then our groups.
+pub(super) fn ours<'a>(desired: &'a Desired, catalog: &Catalog) -> impl Iterator<Item = &'a Identifier> {
+    let logins = desired.names.logins().map(|(_, _, name)| name);
+    let groups = ROLES.into_iter().map(|role| desired.names.group(role));
+    logins.chain(groups).filter(move |name| is_ours(desired, catalog, name))
+}
+
+fn is_ours(desired: &Desired, catalog: &Catalog, name: &Identifier) -> bool {
+    let comment = catalog.roles.get(name.as_str()).map(|role| role.comment.as_deref());
+    comment.is_some_and(|comment| desired.marker.ownership(comment) == Ownership::Ours)
+}
+
+pub(super) fn drop_database(name: &Identifier) -> Statement {
+    Statement::single("drop the database", format!("DROP DATABASE {name}"))
+}
+
+/// `names` are quoted.
+pub(super) fn drop_roles(names: impl Iterator<Item = String>) -> Option<Statement> {
+    let names: Vec<String> = names.collect();
+    (!names.is_empty())
+        .then(|| Statement::single("drop the roles", format!("DROP ROLE {}", names.join(", "))))
 }
 
 fn end_sessions(database: &Identifier, login: &Identifier, server: &Server) -> Statement {
