@@ -4,7 +4,7 @@
 mod credentials;
 mod processes;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -72,6 +72,10 @@ impl ControlPlane {
     /// When it does not end, or does not serve again.
     pub async fn restart_apiserver(&self) -> Result<()> {
         self.stop("kube-apiserver")?;
+        let address = (self.layout.address, self.layout.ports.apiserver);
+        // A killed process gives up its port when its last thread has ended.
+        wait::until("the port of kube-apiserver is free", PATIENCE, async || Ok(TcpListener::bind(address)?))
+            .await?;
         processes::start_apiserver(&self.state, &self.layout)?;
         let client = self.client().await?;
         wait::until("kube-apiserver is ready again", PATIENCE, async || {
