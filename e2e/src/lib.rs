@@ -6,7 +6,6 @@
 //! the images are written as archives that containerd imports.
 
 pub mod audit;
-pub mod bench;
 pub mod calls;
 pub mod checks;
 pub mod cluster;

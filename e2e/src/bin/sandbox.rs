@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use e2e::cluster::Cluster;
 use e2e::sandbox::{self, Wanted};
 use e2e::state::{STATE_DIR_VARIABLE, State};
-use e2e::{bench, checks, command, demo, faults, images};
+use e2e::{checks, command, demo, faults, images};
 use ipnet::Ipv4Net;
 use tokio::process::Command;
 
@@ -36,15 +36,6 @@ enum Action {
     Demo,
     /// Run everything that must hold before a change lands
     Test,
-    /// Measure the operator beside a client that sends the same requests; no test, use a quiet machine
-    Bench {
-        /// Services that each side creates in a round
-        #[arg(long, default_value_t = 300)]
-        services: usize,
-        /// Services at which memory and idle requests are measured a second time
-        #[arg(long, default_value_t = 1000)]
-        more: usize,
-    },
     /// Show what runs
     Status,
     /// Print the path of the kubeconfig: export KUBECONFIG=$(cargo sandbox kubeconfig)
@@ -124,7 +115,6 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Action::Demo => demo::run(&state).await,
         Action::Test => checks::run(&state).await,
-        Action::Bench { services, more } => Box::pin(bench::run(services, more)).await,
         Action::Kubeconfig => {
             println!("{}", Cluster::of(&state)?.kubeconfig().display());
             Ok(())
