@@ -3,8 +3,8 @@
 //! backend, on a control plane with an operator. Workloads are servers of the
 //! test, so that it sees whatever reaches them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::operated::{NAMESPACE, Operated};
 use crate::progress::Progress;
 use crate::stack::SYSTEM_NAMESPACE;
 use crate::substrate::{self, Component, Programs};
-use crate::{command, daemon, ports, wait};
+use crate::{command, daemon, ports, replica, wait};
 
 /// Issuer that the AuthClass trusts.
 pub const ISSUER: &str = "http://idp.test";
@@ -78,7 +78,7 @@ impl Gate {
         let programs = [Component::Traefik, Component::Oathkeeper, Component::Helm];
         let programs = substrate::build(&programs, &Progress::default()).await?;
         let dir = tempfile::Builder::new().prefix("gate-").tempdir()?;
-        let address = own_address()?;
+        let address = ports::own_address()?;
         let [web, api, oathkeeper, keto] = ports::free()?;
         // Oathkeeper fetches keys from private addresses and the loopback, not from any other special range.
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
@@ -283,7 +283,7 @@ impl Gate {
             "oathkeeper",
             &words(&["env", "LOG_LEVEL=warn", &program, "serve", "--sqa-opt-out", "--config", &file]),
         )?;
-        let peristyle = peristyle()?.display().to_string();
+        let peristyle = replica::binary()?.display().to_string();
         let kubeconfig = format!("KUBECONFIG={}", self.operated.plane().kubeconfig().display());
         let (rules, check) = (rules.display().to_string(), format!("http://{address}:{port}"));
         daemon::start(
@@ -369,25 +369,6 @@ impl Gate {
         .await?;
         Ok(())
     }
-}
-
-/// The address by which this machine reaches others.
-fn own_address() -> Result<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    // Sends nothing; the kernel only chooses the address.
-    socket.connect("192.0.2.1:9").context("this machine has no address but the loopback's")?;
-    let address = socket.local_addr()?.ip();
-    ensure!(!address.is_loopback(), "this machine has no address but the loopback's");
-    Ok(address)
-}
-
-/// The operator's binary, which `cargo sandbox test` has built beside the test.
-fn peristyle() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("tests lie two folders below the binaries")?;
-    let binary = folder.join("peristyle");
-    ensure!(binary.exists(), "{} is missing; run the tests through `cargo sandbox test`", binary.display());
-    Ok(binary)
 }
 
 /// Answers what the operator asks of a Keto without models, and the issuer's keys.

@@ -1,9 +1,9 @@
-//! Ports for programs that the sandbox and its tests start.
+//! Addresses and ports for programs that the sandbox and its tests start.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Range;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Below the ports that Linux gives to outgoing connections (32768 to 60999):
 /// one of those could take the port of a server that is about to start again.
@@ -36,6 +36,21 @@ pub fn free<const N: usize>() -> Result<[u16; N]> {
         *port = listener.local_addr()?.port();
     }
     Ok(ports)
+}
+
+/// The address by which this machine reaches others; API objects may not hold one of the loopback.
+///
+/// # Errors
+/// When it has no other.
+pub fn own_address() -> Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // Sends nothing: the kernel only chooses the address.
+    socket
+        .connect((Ipv4Addr::new(192, 0, 2, 1), 9))
+        .context("this machine has no address but the loopback's")?;
+    let address = socket.local_addr()?.ip();
+    ensure!(!address.is_loopback(), "this machine has no address but the loopback's");
+    Ok(address)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! grants, on a control plane: what a test can kill, stop and continue.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::process::{Child, Command};
 use crate::audit::{self, Request};
 use crate::command;
 use crate::control_plane::ControlPlane;
+use crate::ports;
 use crate::progress::Progress;
 use crate::stack::SYSTEM_NAMESPACE;
 use crate::substrate::{self, Component};
@@ -75,7 +75,7 @@ impl Replica {
     pub async fn start_with(plane: &ControlPlane, name: &str, variables: &[(&str, &str)]) -> Result<Self> {
         let token = plane.kubectl(&["create", "token", "peristyle", "-n", SYSTEM_NAMESPACE]).await?;
         let token = token.trim();
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let [admin] = ports::free()?;
         let log = plane.state().log(name);
         let output = File::create(&log)?;
         let mut process = Command::new(binary()?);

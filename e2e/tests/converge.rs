@@ -2,27 +2,17 @@
 //! API server takes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::bail;
 use e2e::example::{Example, NAMESPACE, new_user};
 use e2e::stack::{self, SYSTEM_NAMESPACE};
 use e2e::state::State;
-use e2e::{command, wait};
+use e2e::{command, replica, wait};
 use tokio::process::Command;
 
 async fn example() -> Example {
     Example::start(&State::current().unwrap()).await.expect("charts installed by `cargo sandbox test`")
-}
-
-/// The operator's binary, which `cargo sandbox test` has built beside this test.
-fn peristyle() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("tests lie two folders below the binaries")?;
-    let binary = folder.join("peristyle");
-    ensure!(binary.exists(), "{} is missing; run the tests through `cargo sandbox test`", binary.display());
-    Ok(binary)
 }
 
 #[tokio::test]
@@ -74,7 +64,7 @@ async fn every_object_of_the_example_says_that_it_is_ready() {
 #[tokio::test]
 async fn render_prints_the_children_without_a_cluster_and_the_api_server_takes_them() {
     let example = example().await;
-    let mut render = Command::new(peristyle().unwrap());
+    let mut render = Command::new(replica::binary().unwrap());
     render.args(["render", "-n", "rendered", "-f", "examples/01-greeter"]).current_dir(e2e::workspace());
     render.env_clear();
     let children = command::output(&mut render).await.unwrap();

@@ -152,8 +152,7 @@ impl Applier {
     ///
     /// `live` is the object as the cache has it. Sends nothing when it is what
     /// the last apply of the same `desired` left behind, also that of an earlier
-    /// process. Fields that `desired`
-    /// does not name are left to their owners.
+    /// process. Fields that `desired` does not name are left to their owners.
     ///
     /// # Errors
     /// [`Error::NameConflict`] when an object of that name exists that is not
@@ -166,8 +165,8 @@ impl Applier {
         annotate::<K>(&mut wanted, &digest_of_wanted);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let known = self.remembered(desired);
-        let is_drift = known.is_some_and(|known| known.desired == digest_of_wanted)
-            || live.is_some_and(|live| is_named(live, &wanted));
+        let was_applied = known.is_some_and(|known| known.desired == digest_of_wanted);
+        let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
         match live {
             Some(live) => {
                 guard(live, &owner)?;
@@ -193,7 +192,7 @@ impl Applier {
             }
         }
         let patch = Patch::Apply(with_type::<K>(wanted));
-        let applied = self.patch(&api, desired, &patch, is_drift && live.is_some()).await?;
+        let applied = self.patch(&api, desired, &patch, is_drift).await?;
         let record = Record { desired: digest_of_wanted, live: digest(&settled(&applied)?) };
         self.remember(desired, record);
         Ok(applied)

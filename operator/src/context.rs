@@ -54,14 +54,15 @@ impl Context {
     /// When TLS for calls to other systems cannot be set up.
     pub fn new(client: Client, config: Config, fence: Fence) -> anyhow::Result<Self> {
         let client = client::fenced(client, fence.clone());
+        let events = Events::new(client.clone(), &config.identity);
         Ok(Self {
             stores: Stores::start(&client, &config.namespace),
             http: http::client()?,
             publications: Publications::default(),
             proofs: Proofs::default(),
             servers: Servers::behind(fence.clone()),
-            applier: Applier::new(client.clone()).telling(Events::new(client.clone(), &config.identity)),
-            events: Events::new(client.clone(), &config.identity),
+            applier: Applier::new(client.clone()).telling(events.clone()),
+            events,
             backoff: Backoff::default(),
             metrics: Metrics::default(),
             passes: TaskTracker::new(),

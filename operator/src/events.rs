@@ -11,7 +11,8 @@ use crate::{
     retry::bounded,
 };
 
-/// Writes events; a lost event is logged and never fails a reconcile.
+/// Writes events; a lost event is logged and never fails a reconcile. Clones count repetitions together.
+#[derive(Clone)]
 pub struct Events(Recorder);
 
 impl Events {

@@ -2,7 +2,7 @@
 //! of each behind a proxy.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,7 @@ use crate::command;
 use crate::control_plane::ControlPlane;
 use crate::images::workspace;
 use crate::operated::NAMESPACE;
+use crate::ports;
 use crate::progress::Progress;
 use crate::stack::{self, SYSTEM_NAMESPACE};
 use crate::substrate::{self, Component};
@@ -100,7 +101,7 @@ impl Bench {
         let keto_write = gate(here, plain(&behind.keto_write), keto).await?;
         let keto_opl = gate(here, plain(&behind.keto_opl), keto).await?;
         // The API server refuses a loopback address of a pod.
-        let oathkeeper = gate(own_address()?, plain(&behind.oathkeeper), keto).await?;
+        let oathkeeper = gate(ports::own_address()?, plain(&behind.oathkeeper), keto).await?;
         let sql = SqlProxy::start(postgres.address(), journal.clone()).await?;
         fs::write(&kubeconfig, plain_kubeconfig(&api.address().to_string()))?;
 
@@ -266,13 +267,6 @@ fn plain_kubeconfig(address: &str) -> String {
         "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}]
     })
     .to_string()
-}
-
-/// The address from which this machine would leave; nothing is sent.
-fn own_address() -> Result<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).context("this machine has only a loopback address")?;
-    Ok(socket.local_addr()?.ip())
 }
 
 async fn kubectl(plane: &ControlPlane, arguments: &[&str], input: Option<&str>) -> Result<String> {

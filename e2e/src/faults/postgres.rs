@@ -1,7 +1,7 @@
 //! A PostgreSQL server of the distribution's programs, and what its catalog holds.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::names::stable;
-use crate::{command, stack, wait};
+use crate::{command, ports, stack, wait};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ impl Postgres {
         let mut initdb = tokio::process::Command::from(as_server_user("initdb"));
         initdb.args(["-D", &data, "--username=postgres", "--auth=scram-sha-256", "--no-sync", "--no-locale"]);
         command::output(initdb.args(["--encoding=UTF8", &password_file])).await?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let [port] = ports::free()?;
         let log = fs::File::create(dir.path().join("log"))?;
         let process = as_server_user("postgres")
             .args(["-D", &data, "-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"])

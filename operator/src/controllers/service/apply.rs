@@ -119,7 +119,7 @@ pub async fn apply(
     if let Some(budget) = disruption_budget {
         writer.apply_unless_ignored(&stores.disruption_budgets, budget).await?;
     }
-    let (hooks, deployment) = writer.workload(owner, workload.as_ref()).await?;
+    let (hooks, deployment) = writer.workload(workload.as_ref()).await?;
     for transport in &edge.transports {
         writer.apply(&stores.servers_transports, transport).await?;
     }
@@ -129,19 +129,19 @@ pub async fn apply(
     for route in edge.routes() {
         writer.apply(&stores.ingress_routes, route).await?;
     }
-    writer.prune(&stores.network_policies, owner).await?;
-    writer.prune_unless_ignored(&stores.disruption_budgets, owner).await?;
+    writer.prune(&stores.network_policies).await?;
+    writer.prune_unless_ignored(&stores.disruption_budgets).await?;
     // They let nobody in by themselves, and a restart must not make them twice.
     if !edge.is_provisional {
-        writer.prune(&stores.middlewares, owner).await?;
-        writer.prune(&stores.servers_transports, owner).await?;
+        writer.prune(&stores.middlewares).await?;
+        writer.prune(&stores.servers_transports).await?;
     }
     // Routes that are not in the caches yet may still lead to these.
     if has_traefik {
-        writer.prune(&stores.endpoint_slices, owner).await?;
-        writer.prune(&stores.core_services, owner).await?;
+        writer.prune(&stores.endpoint_slices).await?;
+        writer.prune(&stores.core_services).await?;
     }
-    writer.prune_jobs(owner).await?;
+    writer.prune_jobs().await?;
     writer.inventory.sort();
     Ok(Applied {
         deployment,
@@ -242,9 +242,9 @@ impl<'a> Writer<'a> {
     /// Deployment that exists is left as it is.
     async fn workload(
         &mut self,
-        owner: &Owner,
         workload: Option<&Workload>,
     ) -> Result<(HookState, Option<Deployment>), Error> {
+        let owner = self.owner;
         let cache = &self.ctx.stores.deployments;
         let running = cache
             .get(&owner.namespace, &owner.name)
@@ -256,7 +256,7 @@ impl<'a> Writer<'a> {
         }
         let state = match workload {
             None => HookState::Held,
-            Some(workload) => self.hooks(owner, &workload.hooks).await?,
+            Some(workload) => self.hooks(&workload.hooks).await?,
         };
         if let (HookState::Done, Some(workload)) = (&state, workload) {
             let deployment = self.apply(cache, &workload.deployment).await?;
@@ -268,7 +268,8 @@ impl<'a> Writer<'a> {
         Ok((state, running.map(|running| (*running).clone())))
     }
 
-    async fn hooks(&mut self, owner: &Owner, jobs: &[Job]) -> Result<HookState, Error> {
+    async fn hooks(&mut self, jobs: &[Job]) -> Result<HookState, Error> {
+        let owner = self.owner;
         for job in jobs {
             let name = job.name_any();
             let hook = job.labels().get(HOOK_LABEL).cloned().unwrap_or_default();
@@ -295,44 +296,40 @@ impl<'a> Writer<'a> {
         Ok(HookState::Done)
     }
 
-    async fn prune<K>(&self, cache: &Watched<K>, owner: &Owner) -> Result<(), Error>
+    async fn prune<K>(&self, cache: &Watched<K>) -> Result<(), Error>
     where
         K: Child,
     {
         let kind = K::kind(&());
-        for object in mine(cache, owner) {
+        for object in mine(cache, self.owner) {
             let is_rendered = |item: &InventoryItem| item.kind == kind && item.name == object.name_any();
             if !self.inventory.iter().any(is_rendered) {
-                self.ctx.applier.delete(&*object, &owner.reference.uid).await?;
+                self.ctx.applier.delete(&*object, &self.owner.reference.uid).await?;
             }
         }
         Ok(())
     }
 
-    async fn prune_unless_ignored<K: Child>(
-        &mut self,
-        cache: &Watched<K>,
-        owner: &Owner,
-    ) -> Result<(), Error> {
-        for object in mine(cache, owner).iter().filter(|object| is_ignored(&***object)) {
+    async fn prune_unless_ignored<K: Child>(&mut self, cache: &Watched<K>) -> Result<(), Error> {
+        for object in mine(cache, self.owner).iter().filter(|object| is_ignored(&***object)) {
             if !self.inventory.iter().any(|item| item.kind == K::kind(&()) && item.name == object.name_any())
             {
                 self.ignore(&**object);
             }
         }
-        self.prune(cache, owner).await
+        self.prune(cache).await
     }
 
     /// Deletes finished Jobs of earlier images, all but the latest few.
-    async fn prune_jobs(&self, owner: &Owner) -> Result<(), Error> {
-        let mut finished: Vec<_> = mine(&self.ctx.stores.jobs, owner)
+    async fn prune_jobs(&self) -> Result<(), Error> {
+        let mut finished: Vec<_> = mine(&self.ctx.stores.jobs, self.owner)
             .into_iter()
             .filter(|job| !matches!(progress(job), Progress::Running))
             .filter(|job| !self.inventory.iter().any(|i| i.kind == "Job" && i.name == job.name_any()))
             .collect();
         finished.sort_by_key(|job| std::cmp::Reverse(job.creation_timestamp().map(|time| time.0)));
         for job in finished.iter().skip(KEPT_JOBS) {
-            self.ctx.applier.delete(&**job, &owner.reference.uid).await?;
+            self.ctx.applier.delete(&**job, &self.owner.reference.uid).await?;
         }
         Ok(())
     }
