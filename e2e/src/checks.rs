@@ -90,6 +90,8 @@ async fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut cargo = Command::new(program);
     cargo.current_dir(crate::workspace()).args(arguments).envs(environment.iter().copied());
+    // A test tells what it waited for and shows the object; frames of the runtime would bury that.
+    cargo.env("RUST_BACKTRACE", "0");
     run_shown(cargo, &format!("cargo {}", arguments.join(" "))).await
 }
 

@@ -1,5 +1,6 @@
 //! The example that demo and tests call, as it runs in the cluster.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -168,14 +169,27 @@ impl Example {
         self.edge.http(Method::GET, ECHO, path, headers, None).await
     }
 
-    /// Scales a Deployment of the stack and waits until that is done.
+    /// Scales a Deployment of the stack and waits until that is done: with none
+    /// wanted, until the last pod has ended.
     ///
     /// # Errors
     /// When the API server refuses or the rollout does not end.
     pub async fn scale(&self, deployment: &str, replicas: u8) -> Result<()> {
-        let (name, replicas) = (format!("deployment/{deployment}"), format!("--replicas={replicas}"));
-        self.cluster.kubectl(&["scale", "-n", SYSTEM_NAMESPACE, &name, &replicas]).await?;
+        let (name, count) = (format!("deployment/{deployment}"), format!("--replicas={replicas}"));
+        self.cluster.kubectl(&["scale", "-n", SYSTEM_NAMESPACE, &name, &count]).await?;
         self.cluster.kubectl(&["rollout", "status", "-n", SYSTEM_NAMESPACE, &name, "--timeout=120s"]).await?;
+        if replicas == 0 {
+            // A rollout to none is done while the pods still work off what they have in hand.
+            let selector = self
+                .cluster
+                .kubectl(&["get", "-n", SYSTEM_NAMESPACE, &name, "-o", "jsonpath={.spec.selector.matchLabels}"])
+                .await?;
+            let labels: BTreeMap<String, String> = serde_json::from_str(&selector)?;
+            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let (pods, timeout) = (labels.join(","), "--timeout=120s");
+            let wait = ["wait", "-n", SYSTEM_NAMESPACE, "--for=delete", "pods", "-l", &pods, timeout];
+            self.cluster.kubectl(&wait).await?;
+        }
         Ok(())
     }
 }
