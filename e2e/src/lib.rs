@@ -6,6 +6,7 @@
 //! the images are written as archives that containerd imports.
 
 pub mod audit;
+pub mod bench;
 pub mod calls;
 pub mod checks;
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod daemon;
 pub mod demo;
 pub mod example;
 pub mod faults;
+pub mod forward;
 pub mod gate;
 pub mod images;
 pub mod kubectl;

@@ -2,7 +2,7 @@
 //! grants, on a control plane: what a test can kill, stop and continue.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -73,12 +73,25 @@ impl Replica {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(plane: &ControlPlane, name: &str, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::run(&binary()?, plane, name, variables).await
+    }
+
+    /// The same of a program that lies elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn run(
+        program: &Path,
+        plane: &ControlPlane,
+        name: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let token = plane.kubectl(&["create", "token", "peristyle", "-n", SYSTEM_NAMESPACE]).await?;
         let token = token.trim();
         let [admin] = ports::free()?;
         let log = plane.state().log(name);
         let output = File::create(&log)?;
-        let mut process = Command::new(binary()?);
+        let mut process = Command::new(program);
         process.args(["run", "--identity", name, "--admin-address", &format!("127.0.0.1:{admin}")]);
         process.env_clear().env("KUBECONFIG", kubeconfig(plane, name, token)?);
         process.envs(variables.iter().copied());
@@ -131,8 +144,15 @@ impl Replica {
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.child.id().context("the operator has ended")?;
-        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), signal)?)
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("the operator has ended")
     }
 
     /// Waits until it has ended.
