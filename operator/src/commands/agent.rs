@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use self::component::{Component, Kind};
-use crate::{external::http, telemetry};
+use crate::{backoff::WatchBackoff, external::http, telemetry};
 
 /// Settings of `peristyle agent`.
 #[derive(Args, Clone, Debug)]
@@ -110,7 +110,7 @@ async fn deliver(
 ) -> anyhow::Result<()> {
     let api: Api<ConfigMap> = Api::namespaced(client, &agent.namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", agent.config_map));
-    let mut config_maps = watcher(api, config).default_backoff().applied_objects().boxed();
+    let mut config_maps = watcher(api, config).backoff(WatchBackoff::default()).applied_objects().boxed();
     while let Some(event) = config_maps.next().await {
         let text = match event {
             Ok(config_map) => config_map.data.and_then(|mut data| data.remove(&agent.key)),
