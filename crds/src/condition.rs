@@ -57,15 +57,6 @@ macro_rules! reasons {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant),)+ }
             }
-
-            /// What it means, in a sentence.
-            #[must_use]
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
-            }
-
-            /// Every reason, for documentation and tests.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
         }
     };
 }

@@ -92,3 +92,27 @@ fn no_crd_is_too_large_for_a_client_side_apply() {
         assert!(size < 200_000, "{} has {size} bytes", crd.spec.names.kind);
     }
 }
+
+#[test]
+fn every_kind_prints_its_columns() {
+    let expected = [
+        ("Service", "Ready Reason Replicas URL Age", "Image Message"),
+        ("Database", "Ready Reason Class Database Rotated Age", "Message"),
+        ("AuthPolicy", "Ready Reason Programmed Enforced Hash Age", "Message"),
+        ("EdgeClass", "Ready Reason Provider Routes Age", ""),
+        ("AuthClass", "Ready Reason Rules Age", "Message"),
+        ("DatabaseClass", "Ready Reason Provider Version Age", "Message"),
+    ];
+    let crds = peristyle_crds::crd::all();
+    assert_eq!(crds.len(), expected.len());
+    for crd in crds {
+        let kind = &crd.spec.names.kind;
+        let (_, always, wide) = expected.iter().find(|(expected, ..)| expected == kind).unwrap();
+        let columns = crd.spec.versions[0].additional_printer_columns.as_ref().unwrap();
+        let names = |is_wide: bool| {
+            let of_width = columns.iter().filter(|column| (column.priority > Some(0)) == is_wide);
+            of_width.map(|column| column.name.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((names(false).as_str(), names(true).as_str()), (*always, *wide), "{kind}");
+    }
+}
