@@ -13,7 +13,7 @@ use std::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    core::{NamespaceResourceScope, Status},
+    core::NamespaceResourceScope,
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
 use serde::Serialize;
@@ -29,6 +29,10 @@ use crate::{
 
 /// Kinds that protect something: they are never left to anybody else.
 const PROTECTING: [&str; 5] = ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret"];
+
+/// A resource version that no object has: that of a store in which nothing was
+/// ever written.
+const OF_NO_OBJECT: &str = "1";
 
 /// A namespaced kind that the operator writes.
 pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
@@ -167,7 +171,7 @@ impl Applier {
         let known = self.remembered(desired);
         let was_applied = known.is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
-        match live {
+        let uid = match live {
             Some(live) => {
                 guard(live, &owner)?;
                 let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
@@ -179,23 +183,53 @@ impl Applier {
                     }
                     _ => {}
                 }
+                live.uid()
             }
-            // The caches hold only what carries our label: an object of somebody
-            // else is invisible there, and a forced apply would take it over.
             None => {
-                if let Some(found) = bounded(api.get_metadata_opt(&name))
-                    .await
-                    .map_err(|e| Error::request::<K>("get", &name, e))?
-                {
-                    guard(&found, &owner)?;
+                if let Some(created) = self.create(&api, desired, &wanted).await? {
+                    let record = Record { desired: digest_of_wanted, live: digest(&settled(&created)?) };
+                    self.remember(desired, record);
+                    return Ok(created);
                 }
+                // The caches hold only what carries our label: an object of somebody
+                // else is invisible there, and a forced apply would take it over.
+                let found = bounded(api.get_metadata_opt(&name)).await;
+                let found = found.map_err(|error| Error::request::<K>("get", &name, error))?;
+                found.as_ref().map_or(Ok(()), |found| guard(found, &owner))?;
+                found.and_then(|found| found.uid())
             }
+        };
+        // Whatever has the name by now: only the object that was seen is written.
+        if let Some(uid) = uid {
+            wanted["metadata"]["uid"] = uid.into();
         }
         let patch = Patch::Apply(with_type::<K>(wanted));
         let applied = self.patch(&api, desired, &patch, is_drift).await?;
         let record = Record { desired: digest_of_wanted, live: digest(&settled(&applied)?) };
         self.remember(desired, record);
         Ok(applied)
+    }
+
+    /// Creates the object unless something has its name: `None` then.
+    ///
+    /// A create would do, but what it sets it owns by another operation than an
+    /// apply, so that a later apply could not remove a field. An apply that
+    /// names a version meets no object but of that version, and none has this one.
+    async fn create<K: Child>(
+        &self,
+        api: &Api<K>,
+        desired: &K,
+        wanted: &serde_json::Value,
+    ) -> Result<Option<K>, Error> {
+        let name = desired.name_any();
+        let mut wanted = wanted.clone();
+        wanted["metadata"]["resourceVersion"] = OF_NO_OBJECT.into();
+        let patch = Patch::Apply(with_type::<K>(wanted));
+        match bounded(api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &patch)).await {
+            Ok(created) => Ok(Some(created)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(Error::request::<K>("apply", &name, error)),
+        }
     }
 
     async fn patch<K: Child>(
@@ -213,19 +247,19 @@ impl Applier {
                 return Err(given_up(desired, conflict));
             }
             // Not by force at first: only a refusal names who changed what.
-            match bounded(api.patch(&name, &params, patch)).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => self.dispute(desired, &status).await?,
-                answer => return answer.map_err(refused),
-            }
+            let answer = bounded(api.patch(&name, &params, patch)).await;
+            let conflict = match &answer {
+                Err(kube::Error::Api(status)) => Conflict::of(status),
+                _ => None,
+            };
+            let Some(conflict) = conflict else { return answer.map_err(refused) };
+            self.dispute(desired, conflict).await?;
         }
         bounded(api.patch(&name, &params.force(), patch)).await.map_err(refused)
     }
 
     /// Tells of a change that is reverted now, or that it was reverted often enough.
-    async fn dispute<K: Child>(&self, desired: &K, answer: &Status) -> Result<(), Error> {
-        let Some(conflict) = Conflict::of(answer) else {
-            return Ok(());
-        };
+    async fn dispute<K: Child>(&self, desired: &K, conflict: Conflict) -> Result<(), Error> {
         let kind = K::kind(&());
         let is_protecting = PROTECTING.contains(&&*kind);
         if !is_protecting && !self.drift.may_revert(&key(desired), &conflict, Instant::now()) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kube::{Client, client::Body, runtime::watcher};
+use kube::{Client, client::Body, core::Status, runtime::watcher};
 use tokio::sync::watch;
 
 /// How one watch stands. Clones are the same one.
@@ -48,7 +48,11 @@ impl Health {
 
     /// The watch failed and is tried again.
     pub fn failed(&self, error: &watcher::Error) {
-        let problem = Problem { text: error.to_string(), is_missing: code(error) == Some(404) };
+        let refusal = refusal(error);
+        let problem = Problem {
+            text: refusal.map_or_else(|| error.to_string(), |status| status.message.clone()),
+            is_missing: refusal.is_some_and(|status| status.code == 404),
+        };
         self.problem.send_replace(Some(problem));
     }
 
@@ -72,13 +76,13 @@ impl Health {
     }
 }
 
-/// The HTTP status of a refusal.
-fn code(error: &watcher::Error) -> Option<u16> {
+/// What the API server answered, if it did.
+fn refusal(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(status.code),
+        | watcher::Error::WatchError(status) => Some(&**status),
         _ => None,
     }
 }
@@ -88,11 +92,11 @@ mod tests {
     use std::sync::atomic::{AtomicU16, Ordering};
 
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::{Api, api::ListParams, core::Status};
+    use kube::{Api, api::ListParams};
 
     use super::*;
 
-    fn refusal(code: u16) -> watcher::Error {
+    fn refused(code: u16) -> watcher::Error {
         let status = Status { code, message: format!("refused with {code}"), ..Status::default() };
         watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
     }
@@ -111,10 +115,10 @@ mod tests {
         let list = async || Api::<ConfigMap>::all(client.clone()).list(&ListParams::default()).await;
         assert!(health.is_current(), "nothing failed yet");
 
-        health.failed(&refusal(403));
+        health.failed(&refused(403));
         list().await.unwrap_err();
         assert!(!health.is_current());
-        assert!(health.problem().unwrap().text.contains("refused with 403"));
+        assert_eq!(health.problem().unwrap().text, "refused with 403");
         code.store(200, Ordering::SeqCst);
         list().await.unwrap();
         assert_eq!((health.is_current(), health.problem()), (true, None));
@@ -123,7 +127,7 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_installed_is_a_problem_and_keeps_nobody_from_leading() {
         let health = Health::new("/apis/traefik.io/v1alpha1/middlewares");
-        health.failed(&refusal(404));
+        health.failed(&refused(404));
         assert!(health.is_current() && health.problem().is_some());
     }
 }

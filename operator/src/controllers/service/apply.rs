@@ -194,10 +194,16 @@ impl<'a> Writer<'a> {
     /// asked once before the first creation, so that none of them, above all no
     /// hook, comes back after the end.
     async fn owner_is_there(&mut self) -> Result<(), Error> {
-        if self.is_owner_seen {
+        let Owner { namespace, name, reference, .. } = self.owner;
+        // One of which nothing was reported yet had no children that could come back.
+        let is_new = |owner: &Service| {
+            let is_reported = owner.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
+            owner.uid().as_ref() == Some(&reference.uid) && !is_reported
+        };
+        let cached = self.ctx.stores.services.get(namespace, name);
+        if self.is_owner_seen || cached.is_some_and(|owner| is_new(&owner)) {
             return Ok(());
         }
-        let Owner { namespace, name, reference, .. } = self.owner;
         let services: Api<Service> = Api::namespaced(self.ctx.client.clone(), namespace);
         let found = bounded(services.get_metadata_opt(name))
             .await
