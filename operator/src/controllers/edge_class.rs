@@ -70,7 +70,8 @@ fn standing(class: &EdgeClass, has_traefik: bool) -> Finding {
         return Finding::waiting(
             types::READY,
             Reason::Unavailable,
-            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+            "traefik.io/v1alpha1 cannot be watched; install Traefik's CustomResourceDefinitions, \
+            or grant what the operator's /readyz names",
         );
     }
     Finding::good(types::READY, "all is as the spec says")

@@ -71,7 +71,8 @@ pub fn routes(service: &Service, observed: &Observed) -> Routes {
         routes.problems.push(Finding::waiting(
             CONDITION,
             Reason::Unavailable,
-            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+            "traefik.io/v1alpha1 cannot be watched; install Traefik's CustomResourceDefinitions, \
+            or grant what the operator's /readyz names",
         ));
         return routes;
     }
