@@ -171,33 +171,30 @@ impl Applier {
         let known = self.remembered(desired);
         let was_applied = known.is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
-        let uid = match live {
-            Some(live) => {
-                guard(live, &owner)?;
-                let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
-                match known {
-                    Some(known) if known == record => return Ok(live.clone()),
-                    None if is_as_applied(live, &wanted) => {
-                        self.remember(desired, record);
-                        return Ok(live.clone());
-                    }
-                    _ => {}
-                }
-                live.uid()
-            }
-            None => {
-                if let Some(created) = self.create(&api, desired, &wanted).await? {
-                    let record = Record { desired: digest_of_wanted, live: digest(&settled(&created)?) };
+        let uid = if let Some(live) = live {
+            guard(live, &owner)?;
+            let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
+            match known {
+                Some(known) if known == record => return Ok(live.clone()),
+                None if is_as_applied(live, &wanted) => {
                     self.remember(desired, record);
-                    return Ok(created);
+                    return Ok(live.clone());
                 }
-                // The caches hold only what carries our label: an object of somebody
-                // else is invisible there, and a forced apply would take it over.
-                let found = bounded(api.get_metadata_opt(&name)).await;
-                let found = found.map_err(|error| Error::request::<K>("get", &name, error))?;
-                found.as_ref().map_or(Ok(()), |found| guard(found, &owner))?;
-                found.and_then(|found| found.uid())
+                _ => {}
             }
+            live.uid()
+        } else {
+            if let Some(created) = self.create(&api, desired, &wanted).await? {
+                let record = Record { desired: digest_of_wanted, live: digest(&settled(&created)?) };
+                self.remember(desired, record);
+                return Ok(created);
+            }
+            // The caches hold only what carries our label: an object of somebody
+            // else is invisible there, and a forced apply would take it over.
+            let found = bounded(api.get_metadata_opt(&name)).await;
+            let found = found.map_err(|error| Error::request::<K>("get", &name, error))?;
+            found.as_ref().map_or(Ok(()), |found| guard(found, &owner))?;
+            found.and_then(|found| found.uid())
         };
         // Whatever has the name by now: only the object that was seen is written.
         if let Some(uid) = uid {
