@@ -71,11 +71,28 @@ impl ControlPlane {
     /// # Errors
     /// When it does not end, or does not serve again.
     pub async fn restart_apiserver(&self) -> Result<()> {
+        self.stop_apiserver().await?;
+        self.start_apiserver().await
+    }
+
+    /// Kills kube-apiserver.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop_apiserver(&self) -> Result<()> {
         self.stop("kube-apiserver")?;
         let address = (self.layout.address, self.layout.ports.apiserver);
         // A killed process gives up its port when its last thread has ended.
         wait::until("the port of kube-apiserver is free", PATIENCE, async || Ok(TcpListener::bind(address)?))
-            .await?;
+            .await
+            .map(drop)
+    }
+
+    /// Starts kube-apiserver again and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub async fn start_apiserver(&self) -> Result<()> {
         processes::start_apiserver(&self.state, &self.layout)?;
         let client = self.client().await?;
         wait::until("kube-apiserver is ready again", PATIENCE, async || {

@@ -93,11 +93,28 @@ impl Replica {
     /// At the deadline, with its log.
     pub async fn wait_until_ready(&self) -> Result<()> {
         let ready = wait::until("the operator is ready", PATIENCE, async || {
-            let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", self.admin)).await?;
-            ensure!(answer.status().is_success(), "{}", answer.text().await?);
+            let (is_ready, text) = self.readiness().await?;
+            ensure!(is_ready, "{text}");
             Ok(())
         });
         ready.await.with_context(|| self.said())
+    }
+
+    /// Whether its caches are filled, and what it says of them.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn readiness(&self) -> Result<(bool, String)> {
+        let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", self.admin)).await?;
+        Ok((answer.status().is_success(), answer.text().await?))
+    }
+
+    /// Whether the process has not ended.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Waits until it holds the Lease.
@@ -106,7 +123,8 @@ impl Replica {
     /// At the deadline, with its log.
     pub async fn wait_until_leading(&self) -> Result<()> {
         let leading = wait::until("the operator leads", PATIENCE, async || {
-            ensure!(self.metrics().await?.contains("peristyle_leader 1"), "it does not");
+            // The help of the metric begins with its name too.
+            ensure!(self.metrics().await?.lines().any(|line| line == "peristyle_leader 1"), "it does not");
             Ok(())
         });
         leading.await.with_context(|| self.said())
