@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -22,7 +23,7 @@ use sha2::{Digest, Sha256};
 use self::drift::{Conflict, Drift};
 use crate::{
     events::Events,
-    metadata::is_controlled_by,
+    metadata::{is_controlled_by, is_of_predecessor},
     retry::{self, Class, Classified, bounded},
     watch::Cached,
 };
@@ -40,6 +41,14 @@ pub enum Error {
     /// The name is taken by an object of somebody else.
     #[error("{kind} {name} exists and is not controlled by this object; rename or delete it")]
     NameConflict {
+        /// Kind of the child.
+        kind: String,
+        /// Name of the child.
+        name: String,
+    },
+    /// The name is taken by what an object of the same name left behind.
+    #[error("{kind} {name} belongs to a deleted object of the same name; waiting until it is cleared away")]
+    Remains {
         /// Kind of the child.
         kind: String,
         /// Name of the child.
@@ -88,6 +97,7 @@ impl Classified for Error {
     fn class(&self) -> Class {
         match self {
             Self::NameConflict { .. } => Class::Terminal,
+            Self::Remains { .. } => Class::Wait,
             Self::ForeignManager { .. } | Self::OwnerGone { .. } => Class::Conflict,
             Self::Request { source, .. } => retry::classify(source),
             Self::Encode(..) => Class::Bug,
@@ -98,7 +108,9 @@ impl Classified for Error {
         match self {
             Self::NameConflict { .. } => Reason::NameConflict,
             Self::ForeignManager { .. } => Reason::ForeignManager,
-            Self::Request { .. } | Self::OwnerGone { .. } | Self::Encode(..) => retry::reason(self.class()),
+            Self::Remains { .. } | Self::Request { .. } | Self::OwnerGone { .. } | Self::Encode(..) => {
+                retry::reason(self.class())
+            }
         }
     }
 }
@@ -156,10 +168,11 @@ impl Applier {
     ///
     /// # Errors
     /// [`Error::NameConflict`] when an object of that name exists that is not
-    /// ours; [`Error::Request`] when the API server refuses.
+    /// ours; [`Error::Remains`] while it is one of an owner before;
+    /// [`Error::Request`] when the API server refuses.
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
-        let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
+        let owner = desired.owner_references().first();
         let mut wanted = encode(desired)?;
         let digest_of_wanted = digest(&wanted);
         annotate::<K>(&mut wanted, &digest_of_wanted);
@@ -169,7 +182,7 @@ impl Applier {
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
         match live {
             Some(live) => {
-                guard(live, &owner)?;
+                guard(live, owner)?;
                 let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
                 match known {
                     Some(known) if known == record => return Ok(live.clone()),
@@ -187,7 +200,7 @@ impl Applier {
                     .await
                     .map_err(|e| Error::request::<K>("get", &name, e))?
                 {
-                    guard(&found, &owner)?;
+                    guard(&found, owner)?;
                 }
             }
         }
@@ -245,7 +258,9 @@ impl Applier {
     /// [`Error::Request`] when the API server refuses; an object that is gone is no error.
     pub async fn delete<K: Child>(&self, live: &K, owner: &str) -> Result<(), Error> {
         let name = live.name_any();
-        guard(live, owner)?;
+        if !is_controlled_by(live, owner) {
+            return Err(Error::NameConflict { kind: K::kind(&()).into_owned(), name });
+        }
         let api: Api<K> = Api::namespaced(self.client.clone(), &live.namespace().unwrap_or_default());
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
@@ -318,14 +333,18 @@ fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
     Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
-fn guard<K: Resource>(live: &K, owner: &str) -> Result<(), Error>
+fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
 where
     K::DynamicType: Default,
 {
-    if is_controlled_by(live, owner) {
+    if owner.is_some_and(|owner| is_controlled_by(live, &owner.uid)) {
         return Ok(());
     }
-    Err(Error::NameConflict { kind: K::kind(&K::DynamicType::default()).into_owned(), name: live.name_any() })
+    let (kind, name) = (K::kind(&K::DynamicType::default()).into_owned(), live.name_any());
+    if owner.is_some_and(|owner| is_of_predecessor(live, owner)) {
+        return Err(Error::Remains { kind, name });
+    }
+    Err(Error::NameConflict { kind, name })
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
@@ -384,6 +403,28 @@ mod tests {
             json!({"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true});
         let metadata = json!({"namespace": namespace, "name": name, "ownerReferences": [reference]});
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn a_name_is_taken_for_good_only_by_an_object_of_somebody_else() {
+        let reference = |name: &str, uid: &str| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Service".to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        let live = child("a", "x", "Service", "orders");
+        let class = |owner: Option<&OwnerReference>| guard(&live, owner).map_err(|error| error.class());
+        assert_eq!(class(Some(&reference("orders", "u"))), Ok(()));
+        assert_eq!(class(Some(&reference("orders", "later"))), Err(Class::Wait));
+        assert_eq!(class(Some(&reference("other", "v"))), Err(Class::Terminal));
+        assert_eq!(class(None), Err(Class::Terminal));
+        assert_eq!(
+            guard(&ConfigMap::default(), Some(&reference("orders", "u"))).unwrap_err().class(),
+            Class::Terminal
+        );
     }
 
     fn applier() -> Applier {
