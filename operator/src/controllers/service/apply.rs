@@ -131,13 +131,14 @@ pub async fn apply(
     }
     writer.prune(&stores.network_policies).await?;
     writer.prune_unless_ignored(&stores.disruption_budgets).await?;
-    // They let nobody in by themselves, and a restart must not make them twice.
-    if !edge.is_provisional {
-        writer.prune(&stores.middlewares).await?;
-        writer.prune(&stores.servers_transports).await?;
-    }
-    // Routes that are not in the caches yet may still lead to these.
+    // Routes that are not in the caches yet may still lead to what is not rendered
+    // without them: a router that loses its middleware serves nobody.
     if has_traefik {
+        // They let nobody in by themselves, and a restart must not make them twice.
+        if !edge.is_provisional {
+            writer.prune(&stores.middlewares).await?;
+            writer.prune(&stores.servers_transports).await?;
+        }
         writer.prune(&stores.endpoint_slices).await?;
         writer.prune(&stores.core_services).await?;
     }
