@@ -6,7 +6,7 @@ use peristyle::{
     controllers::service::{
         observe::{DatabaseView, DependencyView, Observed, ready_addresses},
         references::{Reference, required},
-        validate::{Validated, validate},
+        validate::{Validated, access::peers, validate},
     },
     edge::route::{Guard, RouteProtection},
 };
@@ -119,6 +119,18 @@ fn a_dependency_is_called_at_the_port_of_its_core_service() {
     let workload = validate(&service(spec), &observed).unwrap().workload.unwrap();
     let variable = workload.env.iter().find(|v| v.name == "PAY_ER_URL").unwrap();
     assert_eq!(variable.value.as_deref(), Some("http://payments.shop.svc.cluster.local:80"));
+}
+
+#[test]
+fn a_mistake_elsewhere_in_the_spec_keeps_nobody_s_access_from_being_known() {
+    let access = "access: {inbound: [{service: web}]}";
+    let broken = format!("env: [{{name: PORT, value: '1'}}], {access}");
+    let observed = Observed::default();
+    assert!(validate(&service(&broken), &observed).is_err());
+    let sound = validate(&service(access), &observed).unwrap().peers;
+    assert!(sound.is_some());
+    assert_eq!(peers(&service(&broken), &observed), sound);
+    assert_eq!(peers(&service("access: {mode: Open}"), &observed), None);
 }
 
 #[test]
