@@ -6,6 +6,7 @@
 //! published is always computed from the policies that exist now; only tuples
 //! need a record of what was ours.
 
+pub mod build;
 mod config_maps;
 mod pods;
 mod progress;

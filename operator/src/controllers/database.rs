@@ -1,11 +1,11 @@
 //! The controller of `Database`.
 
-mod build;
+pub(crate) mod build;
 mod finalize;
 mod logins;
 mod memory;
 pub mod observe;
-mod record;
+pub(crate) mod record;
 pub mod rotation;
 mod status;
 mod triggers;

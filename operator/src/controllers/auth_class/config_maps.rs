@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
 
 use super::{
-    Error,
+    Error, build,
     progress::{Progress, Written},
 };
 use crate::{context::Context, metadata::Owner, retry::bounded};
@@ -43,11 +43,7 @@ pub async fn write(
         return Ok(Some(wanted.to_owned()));
     }
     let live = get(ctx, owner, slot).await?;
-    let desired = ConfigMap {
-        metadata: owner.child(slot.name),
-        data: Some([(slot.key.to_owned(), wanted.to_owned())].into()),
-        ..ConfigMap::default()
-    };
+    let desired = build::config_map(owner, slot.name, slot.key, wanted);
     let applied = ctx.applier.apply(live.as_ref(), &desired).await?;
     progress.written.insert(
         slot.name.to_owned(),

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Error,
+    build::RULES_KEY,
     config_maps::{self, Slot},
     pods::{self, Pod},
     progress::Progress,
@@ -19,8 +20,6 @@ use crate::{
     metadata::Owner,
 };
 
-/// Key of the rules in their ConfigMap.
-const KEY: &str = "rules.json";
 /// Pods asked at the same time.
 const PARALLEL: usize = 8;
 
@@ -59,7 +58,7 @@ pub async fn publish(
     plan: &Plan,
 ) -> Result<Rules, Error> {
     let file = plan.rules_file();
-    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: KEY };
+    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: RULES_KEY };
     let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();

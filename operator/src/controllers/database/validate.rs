@@ -157,7 +157,7 @@ impl Classified for Invalid {
 /// [`Invalid`], which also says when it may come by itself.
 pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, Invalid> {
     let names = Names::new(&name_on_server(database))?;
-    let secrets = secrets(database, observed)?;
+    let secrets = secrets(database, observed.is_reader_bound)?;
     let bound = database.status.as_ref().and_then(|status| status.server.clone());
     let class = choose(database, bound.as_ref(), observed)?;
     let access = target::access(&class, &observed.system_namespace)
@@ -255,11 +255,14 @@ fn role(database: &Database, name: RoleName) -> Option<&Role> {
 }
 
 /// The Secret of each role that needs a login: nobody gets a reader unasked.
-fn secrets(database: &Database, observed: &Observed) -> Result<BTreeMap<RoleName, String>, Invalid> {
+///
+/// # Errors
+/// When two roles would share one.
+pub fn secrets(database: &Database, is_reader_bound: bool) -> Result<BTreeMap<RoleName, String>, Invalid> {
     let mut secrets: BTreeMap<RoleName, String> = BTreeMap::new();
     for name in ROLES {
         let spec = role(database, name);
-        if name == RoleName::Reader && spec.is_none() && !observed.is_reader_bound {
+        if name == RoleName::Reader && spec.is_none() && !is_reader_bound {
             continue;
         }
         let suffix = match name {
