@@ -440,19 +440,19 @@ mod tests {
         assert_eq!(first.message, "Secret s does not exist");
         let good =
             json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
-        let held = |status: &Value, hold: &Finding, pods: &[&Pod]| {
+        let judge = |status: &Value, hold: &Finding, pods: &[&Pod]| {
             finding(Some(&deployment(status)), &HookState::Held, std::slice::from_ref(hold), pods)
         };
-        let later = held(&good, &hold, &[]);
+        let later = judge(&good, &hold, &[]);
         assert_eq!(later.message, "Secret s does not exist; the running pods are kept");
         assert_eq!(later.state, State::Waiting);
 
         // What is missing hides no failure of what runs.
         let crash = container(&json!({}), &json!({"terminated": {"exitCode": 1}}), 3);
-        let crashed = held(&starting(), &hold, &[&pod("orders-a", "orders", &crash)]);
+        let crashed = judge(&starting(), &hold, &[&pod("orders-a", "orders", &crash)]);
         assert_eq!((crashed.state, crashed.reason), (State::Failed, Reason::CrashLoopBackOff));
         // Nor does the spec say what runs.
         let database = Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, "server down");
-        assert_eq!(held(&good, &database, &[]).message, "2 pods run r.test/o:1");
+        assert_eq!(judge(&good, &database, &[]).message, "2 pods run r.test/o:1");
     }
 }
