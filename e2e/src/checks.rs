@@ -22,6 +22,7 @@ const CONTROL_PLANE_TESTS: [&[&str]; 2] = [
         "schema",
         "controllers",
         "workloads",
+        "tenants",
         "edge",
         "operator",
         "rbac",
@@ -31,11 +32,11 @@ const CONTROL_PLANE_TESTS: [&[&str]; 2] = [
         "canary",
         "misuse",
     ],
-    &["databases", "faults"],
+    &["databases", "ownership", "faults"],
 ];
 
 /// Test binaries of this crate on the full sandbox with charts and example.
-const SANDBOX_TESTS: [&str; 6] = ["converge", "calls", "closed", "secrets", "embedded", "quiet"];
+const SANDBOX_TESTS: [&str; 7] = ["converge", "calls", "closed", "secrets", "pods", "embedded", "quiet"];
 
 /// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
 ///
