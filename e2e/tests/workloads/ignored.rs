@@ -85,8 +85,8 @@ async fn every_child_that_protects_nothing_can_be_taken_over_and_no_route_can() 
     let before: Vec<_> = routes.list(&ours).await.unwrap().items;
     assert!(!before.is_empty());
     for route in &before {
-        let elsewhere = taken(json!({"spec": {"entryPoints": ["elsewhere"]}}));
-        routes.patch(&route.name_any(), &params, &elsewhere).await.unwrap();
+        let nowhere = taken(json!({"spec": {"routes": []}}));
+        routes.patch(&route.name_any(), &params, &nowhere).await.unwrap();
     }
 
     wait::until("the children are left alone, and told", PATIENCE, async || {
