@@ -167,6 +167,10 @@ reasons! {
     DatabaseConflict,
     /// What somebody changed on the server was put right.
     DriftRepaired,
+    /// What somebody changed on the server cannot be put right; the message says why.
+    DriftNotRepaired,
+    /// The database is not on the server any more; no empty one is made in its place.
+    DatabaseGone,
     /// `deletionProtection` is enabled while `reclaimPolicy` would delete.
     DeletionProtected,
 }

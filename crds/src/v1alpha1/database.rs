@@ -151,8 +151,8 @@ pub struct Rotation {
     /// Time between two rotations, at least `1m` and longer than `overlap`. Default: the class's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Duration>,
-    /// How long the login before keeps working. It also does while a session uses it.
-    /// Default: the class's.
+    /// How long the login before keeps working. It also does while a session uses it, and
+    /// while a bound Service has pods that started before the rotation. Default: the class's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<Duration>,
 }
