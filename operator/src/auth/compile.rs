@@ -151,7 +151,7 @@ fn decision(
             let authorizer = match &rule.authorization {
                 None => Authorizer::Allow,
                 Some(authorization) => {
-                    namespaces.question(&rule.name, &authorization.relation)?;
+                    namespaces.question(policy, &rule.name, &authorization.relation)?;
                     Authorizer::relation(&class.spec.keto.read_url, &authorization.relation)
                 }
             };
