@@ -6,15 +6,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    ResourceExt,
-    core::PartialObjectMeta,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
     class,
     condition::Reason,
-    names::SERVICE_LABEL,
     v1alpha1::{
         AuthClass, AuthPolicy, EdgeClass, Service,
         auth_policy::Target,
@@ -30,10 +25,9 @@ use super::{
 use crate::{
     edge::{
         claims::{Claims, ServiceKey},
-        route::Host,
-        traefik::{build::object_name, objects::IngressRoute},
+        standing::Standing,
+        traefik::objects::IngressRoute,
     },
-    metadata::{Owner, is_controlled_by},
     stores::Stores,
 };
 
@@ -44,7 +38,7 @@ pub struct Snapshot {
     services: Vec<Arc<Service>>,
     edge_classes: Vec<Arc<EdgeClass>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
-    routes: Store<IngressRoute>,
+    routes: Vec<Arc<IngressRoute>>,
 }
 
 impl Snapshot {
@@ -57,7 +51,7 @@ impl Snapshot {
             services: stores.services.store().state(),
             edge_classes: stores.edge_classes.store().state(),
             namespaces: stores.namespaces.store().state(),
-            routes: stores.ingress_routes.store().clone(),
+            routes: stores.ingress_routes.store().state(),
         }
     }
 
@@ -68,21 +62,8 @@ impl Snapshot {
             self.services.iter().map(|o| &**o),
             self.edge_classes.iter().map(|o| &**o),
             self.namespaces.iter().map(|o| &**o),
-            |service, expose, host| self.holds(service, expose, host),
+            Standing::of(&self.routes),
         )
-    }
-
-    /// Whether `service` has a route for `host`: its fence, which stands as
-    /// long as the host is granted, even while nobody is let in.
-    fn holds(&self, service: &Service, expose: &Expose, host: &str) -> bool {
-        let (Ok(host), Some(uid)) = (Host::parse(host), service.uid()) else {
-            return false;
-        };
-        let namespace = service.namespace().unwrap_or_default();
-        let owner = Owner::new(service, &namespace, SERVICE_LABEL);
-        let name = object_name(&owner, &expose.name, &host, "fence");
-        let fence = self.routes.get(&ObjectRef::new(&name).within(&namespace));
-        fence.is_some_and(|fence| is_controlled_by(&*fence, &uid))
     }
 
     /// The world of these objects.
@@ -163,6 +144,12 @@ impl<'a> World<'a> {
     /// When no class can be chosen.
     pub fn class(&self, policy: &AuthPolicy) -> Result<&'a AuthClass, Rejection> {
         Ok(class::choose(self.classes.iter().copied(), policy.spec.class_name.as_deref())?)
+    }
+
+    /// Whether the Service of that name is the one with this UID.
+    #[must_use]
+    pub fn has(&self, service: &ServiceKey, uid: &str) -> bool {
+        self.services.get(service).is_some_and(|service| service.metadata.uid.as_deref() == Some(uid))
     }
 
     /// The policies of `class`, oldest first.
