@@ -52,8 +52,12 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let observed = observe::observe(&ctx, &service, &owner).await;
     let mut routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
-    // First of all: a spec that is refused below must not keep a route open.
-    apply::withdraw(&ctx, &owner, &edge).await?;
+    // First of all: a spec that is refused below must not keep a route open. What
+    // is served cannot be judged before all of Traefik's kinds are in the caches.
+    if observed.has_traefik || service.spec.expose.is_empty() {
+        apply::withdraw(&ctx, &owner, &edge).await?;
+        apply::fence(&ctx, &owner, &edge, observed.edge_errors.as_ref()).await?;
+    }
     let validated = validate::validate(&service, &observed);
     if let Some(reason) = paused(&service) {
         if let Ok(Validated { peers: Some(peers), .. }) = &validated {

@@ -7,7 +7,13 @@ use peristyle_crds::{
     v1alpha1::{Service, service::InventoryItem},
 };
 
-use super::build::{Desired, Workload, network::EdgeErrorsBackend};
+use super::{
+    build::{
+        Desired, Workload,
+        network::{EdgeErrorsBackend, edge_errors},
+    },
+    observe::EdgeErrors,
+};
 use crate::{
     apply::{Child, Error},
     context::Context,
@@ -74,6 +80,28 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
     Ok(())
 }
 
+/// Applies what refuses, where something of the Service is served: what a new
+/// spec closes is closed before anything else of it can fail.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn fence(
+    ctx: &Context,
+    owner: &Owner,
+    edge: &Edge,
+    pods: Option<&EdgeErrors>,
+) -> Result<(), Error> {
+    if edge.fences.is_empty() || mine(&ctx.stores.ingress_routes, owner).is_empty() {
+        return Ok(());
+    }
+    let mut writer = Writer::new(ctx, owner);
+    writer.edge_errors(&edge_errors(owner, pods)).await?;
+    for fence in &edge.fences {
+        writer.apply(&ctx.stores.ingress_routes, fence).await?;
+    }
+    Ok(())
+}
+
 /// Applies what protects the pods and nothing else.
 ///
 /// # Errors
@@ -110,11 +138,8 @@ pub async fn apply(
     }
     writer.apply_unless_ignored(&stores.service_accounts, service_account).await?;
     writer.apply_unless_ignored(&stores.core_services, core_service).await?;
-    if let Some(EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
-        writer.apply(&stores.core_services, service).await?;
-        if let Some(slice) = endpoint_slice {
-            writer.apply(&stores.endpoint_slices, slice).await?;
-        }
+    if let Some(backend) = edge_errors {
+        writer.edge_errors(backend).await?;
     }
     if let Some(budget) = disruption_budget {
         writer.apply_unless_ignored(&stores.disruption_budgets, budget).await?;
@@ -188,6 +213,15 @@ impl<'a> Writer<'a> {
             }
             (result, _) => result,
         }
+    }
+
+    async fn edge_errors(&mut self, backend: &EdgeErrorsBackend) -> Result<(), Error> {
+        let EdgeErrorsBackend { service, endpoint_slice } = backend;
+        self.apply(&self.ctx.stores.core_services, service).await?;
+        if let Some(slice) = endpoint_slice {
+            self.apply(&self.ctx.stores.endpoint_slices, slice).await?;
+        }
+        Ok(())
     }
 
     /// Children of a deleted owner vanish from the caches before the owner may:

@@ -263,7 +263,7 @@ impl From<Protection> for RouteProtection {
     fn from(protection: Protection) -> Self {
         match protection {
             Protection::None => Self::None,
-            Protection::Unknown { policy: _, hash } => Self::Unknown { hash },
+            Protection::Unknown { policy: _, hash, decisions_url } => Self::Unknown { hash, decisions_url },
             Protection::Pending { policy, reason, message } => {
                 Self::Pending { reason, message: format!("AuthPolicy {policy}: {message}") }
             }
