@@ -29,6 +29,11 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<EdgeClassStatus>, Infallible> {
     let services = ctx.stores.services.store().state();
+    // Of Services that are gone nothing is known any more.
+    ctx.proofs.retain(|service, uid| {
+        let live = ctx.stores.services.get(&service.namespace, &service.name);
+        live.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid))
+    });
     let classes = ctx.stores.edge_classes.store().state();
     let routes = routes(&class, services.iter().map(|s| &**s), &classes);
     let has_traefik = ctx.stores.traefik_is_ready_within(Duration::ZERO).await;
