@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// Kinds that protect something: they are never left to anybody else.
-const PROTECTING: [&str; 5] = ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret"];
+const PROTECTING: [&str; 6] =
+    ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret", "ConfigMap"];
 
 /// A namespaced kind that the operator writes.
 pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}

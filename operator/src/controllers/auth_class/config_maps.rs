@@ -1,13 +1,17 @@
 //! ConfigMaps of a class: one key each, written in one piece.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use peristyle_crds::FIELD_MANAGER;
 
 use super::{
     Error,
     progress::{Progress, Written},
 };
-use crate::{context::Context, metadata::Owner, retry::bounded};
+use crate::{apply, context::Context, metadata::Owner, retry::bounded};
 
 /// A ConfigMap of a class.
 pub struct Slot<'a> {
@@ -15,6 +19,8 @@ pub struct Slot<'a> {
     pub name: &'a str,
     /// Its one key.
     pub key: &'a str,
+    /// Whether it outlives the class, for the next one of its name.
+    pub is_kept: bool,
 }
 
 /// The content of the key, without a request when the cache shows the version
@@ -48,12 +54,50 @@ pub async fn write(
         data: Some([(slot.key.to_owned(), wanted.to_owned())].into()),
         ..ConfigMap::default()
     };
-    let applied = ctx.applier.apply(live.as_ref(), &desired).await?;
+    let applied = if slot.is_kept {
+        keep(ctx, owner, live.as_ref(), desired).await?
+    } else {
+        ctx.applier.apply(live.as_ref(), &desired).await?
+    };
     progress.written.insert(
         slot.name.to_owned(),
         Written { content: wanted.to_owned(), version: applied.resource_version() },
     );
     Ok(live.and_then(|live| content(&live, slot)))
+}
+
+/// Makes the key hold again what was written there last, if anything was. Costs
+/// nothing when nobody has changed it.
+pub async fn restore(
+    ctx: &Context,
+    owner: &Owner,
+    progress: &mut Progress,
+    slot: &Slot<'_>,
+) -> Result<(), Error> {
+    if let Some(content) = progress.written.get(slot.name).map(|written| written.content.clone()) {
+        write(ctx, owner, progress, slot, &content).await?;
+    }
+    Ok(())
+}
+
+/// Applies `desired` without an owner, so that it is not collected with the
+/// class. Its label says whose it is.
+async fn keep(
+    ctx: &Context,
+    owner: &Owner,
+    live: Option<&ConfigMap>,
+    mut desired: ConfigMap,
+) -> Result<ConfigMap, apply::Error> {
+    let name = desired.name_any();
+    if live.is_some_and(|live| live.labels().get(owner.label) != Some(&owner.name)) {
+        return Err(apply::Error::NameConflict { kind: "ConfigMap".to_owned(), name });
+    }
+    desired.metadata.owner_references = None;
+    let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &owner.namespace);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    bounded(api.patch(&name, &params, &Patch::Apply(&desired)))
+        .await
+        .map_err(|error| apply::Error::request::<ConfigMap>("apply", &name, error))
 }
 
 fn content(live: &ConfigMap, slot: &Slot<'_>) -> Option<String> {

@@ -59,7 +59,7 @@ pub async fn publish(
     plan: &Plan,
 ) -> Result<Rules, Error> {
     let file = plan.rules_file();
-    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: KEY };
+    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: KEY, is_kept: false };
     let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();
