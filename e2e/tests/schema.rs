@@ -260,6 +260,11 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
                     "must contain {service} and {namespace}",
                 ),
                 bad(
+                    "a template that gives two Services one host",
+                    edge("{service}-{namespace}.example.com"),
+                    "must stand in different labels",
+                ),
+                bad(
                     "Traefik without its part",
                     json!({"provider": "Traefik", "hosts": {"template": "{service}.{namespace}.x"}}),
                     "spec.traefik goes with provider Traefik",

@@ -106,10 +106,14 @@ pub struct EdgePods {
 /// Hosts that Services may claim.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 pub struct Hosts {
-    /// Host of a route that names none, with `{service}` and `{namespace}` filled in.
+    /// Host of a route that names none, with `{service}` and `{namespace}` filled in,
+    /// each in a label of its own: `{service}-{namespace}` would be the same for
+    /// `a-b` in `c` and `a` in `b-c`.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9.{}-]+$"))]
     #[x_kube(validation = ("self.contains('{service}') && self.contains('{namespace}')",
         "must contain {service} and {namespace}, so that no two Services share a default host"))]
+    #[x_kube(validation = ("!self.split('.').exists(label, label.contains('{service}') && label.contains('{namespace}'))",
+        "{service} and {namespace} must stand in different labels, so that no two Services share a default host"))]
     pub template: String,
     /// Other hosts that namespaces may claim. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
