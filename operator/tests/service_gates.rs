@@ -190,7 +190,8 @@ fn only_ready_pods_of_one_family_answer_for_the_edge() {
 fn a_route_goes_on_only_for_the_very_policy_that_protects_it() {
     let decided =
         |hash: &str| Guard::Decided { decisions_url: "http://o/decisions".to_owned(), hash: hash.to_owned() };
-    let unknown = RouteProtection::Unknown { hash: "h1".to_owned() };
+    let unknown =
+        RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: "http://o/decisions".to_owned() };
     assert_eq!(Guard::required(&unknown, Some(&decided("h1"))), decided("h1"));
     for serving in [None, Some(Guard::Open), Some(Guard::Withheld), Some(decided("h0"))] {
         assert_eq!(Guard::required(&unknown, serving.as_ref()), Guard::Withheld);

@@ -122,18 +122,18 @@ pub async fn publish(
             Err(Stop::Lost(problem))
         }
     };
-    let (plan, refusals, stop) = match checked {
+    let (plan, refusals, early) = match checked {
         Ok((plan, refusals)) => {
-            let stop = within(deadline, step.bring(progress, &plan)).await.err();
-            (plan, refusals, stop)
+            let early = within(deadline, Box::pin(step.bring(progress, &plan))).await.err();
+            (plan, refusals, early)
         }
-        Err(stop) => {
+        Err(early) => {
             let refusals = progress.checked.as_ref().map(|c| c.refusals.clone()).unwrap_or_default();
-            let stop = step.keep(progress).await.err().map_or(stop, Stop::Cluster);
-            (Plan::new(world, class, &refusals), refusals, Some(stop))
+            let early = step.keep(progress).await.err().map_or(early, Stop::Cluster);
+            (Plan::new(world, class, &refusals), refusals, Some(early))
         }
     };
-    let (keto, failed) = match stop {
+    let (keto, failed) = match early {
         None => (Standing::Current(plan.all_tuples()), None),
         Some(Stop::Loading) => (Standing::Loading, None),
         Some(Stop::Lost(problem)) => (Standing::Unavailable(problem), None),

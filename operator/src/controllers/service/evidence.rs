@@ -133,6 +133,7 @@ fn problem(proof: &Proof) -> Option<Finding> {
 
 /// The core Services in `system`, the operator's namespace, at which an edge of
 /// `class` is asked. What lies elsewhere is not seen.
+#[must_use]
 pub fn edge_services(class: &EdgeClass, system: &str) -> BTreeSet<String> {
     let api = api_url(class).and_then(|url| url.split_once("://")).map(|(_, address)| address);
     let probe = class.spec.probe.as_ref().map(|probe| probe.address.as_str());
