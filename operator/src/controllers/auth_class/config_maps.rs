@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, ResourceExt,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use peristyle_crds::FIELD_MANAGER;
@@ -55,7 +55,7 @@ pub async fn write(
         ..ConfigMap::default()
     };
     let applied = if slot.is_kept {
-        keep(ctx, owner, live.as_ref(), desired).await?
+        keep(&ctx.client, owner, live.as_ref(), desired).await?
     } else {
         ctx.applier.apply(live.as_ref(), &desired).await?
     };
@@ -83,7 +83,7 @@ pub async fn restore(
 /// Applies `desired` without an owner, so that it is not collected with the
 /// class. Its label says whose it is.
 async fn keep(
-    ctx: &Context,
+    client: &Client,
     owner: &Owner,
     live: Option<&ConfigMap>,
     mut desired: ConfigMap,
@@ -93,7 +93,7 @@ async fn keep(
         return Err(apply::Error::NameConflict { kind: "ConfigMap".to_owned(), name });
     }
     desired.metadata.owner_references = None;
-    let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &owner.namespace);
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &owner.namespace);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     bounded(api.patch(&name, &params, &Patch::Apply(&desired)))
         .await
@@ -115,4 +115,51 @@ async fn get(ctx: &Context, owner: &Owner, slot: &Slot<'_>) -> Result<Option<Con
     bounded(api.get_opt(slot.name))
         .await
         .map_err(|source| Error::Read { name: slot.name.to_owned(), source: Box::new(source) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::BodyExt as _;
+    use kube::client::Body;
+    use peristyle_crds::{
+        names::AUTH_CLASS_LABEL,
+        v1alpha1::{AuthClass, AuthClassSpec},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_record_outlives_its_class_and_only_a_class_of_that_name_takes_it_up() {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let log = sent.clone();
+        let answer = tower::service_fn(move |request: http::Request<Body>| {
+            let log = log.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                log.lock().unwrap().push(serde_json::from_slice::<ConfigMap>(&body).unwrap());
+                Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(body.to_vec())))
+            }
+        });
+        let client = Client::new(answer, "system");
+        let class = |name: &str, uid: &str| {
+            let mut class = AuthClass::new(name, AuthClassSpec::default());
+            class.metadata.uid = Some(uid.to_owned());
+            Owner::new(&class, "system", AUTH_CLASS_LABEL)
+        };
+        let first = class("default", "1");
+        let record =
+            |owner: &Owner| ConfigMap { metadata: owner.child("default-tuples"), ..ConfigMap::default() };
+        let kept = keep(&client, &first, None, record(&first)).await.unwrap();
+        assert_eq!(kept.metadata.owner_references, None, "it would be collected with its class");
+        assert_eq!(sent.lock().unwrap().len(), 1);
+
+        let again = class("default", "2");
+        keep(&client, &again, Some(&kept), record(&again)).await.unwrap();
+        let other = class("other", "3");
+        let refused = keep(&client, &other, Some(&kept), record(&other)).await.unwrap_err();
+        assert!(matches!(refused, apply::Error::NameConflict { .. }), "{refused}");
+        assert_eq!(sent.lock().unwrap().len(), 2, "nothing is sent for it");
+    }
 }
