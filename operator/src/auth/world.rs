@@ -1,7 +1,7 @@
 //! Everything that decides what a policy governs, seen at one moment.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -102,6 +102,8 @@ impl Snapshot {
 pub struct Territory {
     /// Hosts that belong to the targeted Services.
     pub hosts: BTreeSet<String>,
+    /// The Services behind each host: one for each EdgeClass that serves it.
+    pub behind: BTreeMap<String, BTreeSet<String>>,
     /// Those of them whose EdgeClass can be asked for proof.
     pub probed: BTreeSet<String>,
     /// Targets that do not exist.
@@ -162,7 +164,15 @@ impl<'a> World<'a> {
     /// # Errors
     /// When no class can be chosen.
     pub fn class(&self, policy: &AuthPolicy) -> Result<&'a AuthClass, Rejection> {
-        Ok(class::choose(self.classes.iter().copied(), policy.spec.class_name.as_deref())?)
+        self.class_named(policy.spec.class_name.as_deref())
+    }
+
+    /// The class called `name`, without a name the default one.
+    ///
+    /// # Errors
+    /// When no class can be chosen.
+    pub fn class_named(&self, name: Option<&str>) -> Result<&'a AuthClass, Rejection> {
+        Ok(class::choose(self.classes.iter().copied(), name)?)
     }
 
     /// The policies of `class`, oldest first.
@@ -203,6 +213,9 @@ impl<'a> World<'a> {
                 if let Ok(hosts) = self.claims.hosts(service, expose) {
                     if self.claims.class(&hosts.class).is_some_and(|class| class.spec.probe.is_some()) {
                         territory.probed.extend(hosts.granted.iter().cloned());
+                    }
+                    for host in &hosts.granted {
+                        territory.behind.entry(host.clone()).or_default().insert(target.service.clone());
                     }
                     territory.hosts.extend(hosts.granted);
                 }

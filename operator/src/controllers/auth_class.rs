@@ -11,6 +11,7 @@ mod pods;
 mod progress;
 mod relations;
 mod rules;
+pub mod signing_keys;
 mod status;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -59,6 +60,8 @@ enum Error {
     Read { name: String, source: Box<kube::Error> },
     #[error("ConfigMap {name}: {source}; it was edited by hand, restore or delete it")]
     Record { name: String, source: serde_json::Error },
+    #[error("spec.idToken: no key could be made, the system has no randomness")]
+    Key,
 }
 
 impl Classified for Error {
@@ -67,13 +70,14 @@ impl Classified for Error {
             Self::Apply(error) => error.class(),
             Self::Read { source, .. } => retry::classify(source),
             Self::Record { .. } => Class::Terminal,
+            Self::Key => Class::Transient,
         }
     }
 
     fn reason(&self) -> Reason {
         match self {
             Self::Apply(error) => error.reason(),
-            Self::Read { .. } => retry::reason(self.class()),
+            Self::Read { .. } | Self::Key => retry::reason(self.class()),
             Self::Record { .. } => Reason::Invalid,
         }
     }
@@ -95,6 +99,18 @@ pub async fn run(ctx: Arc<Context>) {
     let all = |events| concerned(events, classes, |(), _| true);
     let triggers = vec![
         stores.config_maps.cluster_owners(AUTH_CLASS_LABEL),
+        // Only the one that is named: there are many, and they change often.
+        stores.secrets.concerning(classes, {
+            let system = ctx.config.namespace.clone();
+            move |secret, class| {
+                secret.namespace().as_ref() == Some(&system)
+                    && class
+                        .spec
+                        .id_token
+                        .as_ref()
+                        .is_some_and(|token| token.jwks_secret == secret.name_any())
+            }
+        }),
         all(stores.auth_policies.spec_changes()),
         all(stores.services.spec_changes()),
         all(stores.edge_classes.spec_changes()),
@@ -131,6 +147,9 @@ async fn reconcile(
     let mut progress = progress.lock().await;
     let owner = Owner::new(&*class, &ctx.config.namespace, AUTH_CLASS_LABEL);
 
+    if let Some(token) = &class.spec.id_token {
+        signing_keys::ensure(&ctx, &owner, token).await?;
+    }
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
     let world = snapshot.world(&claims);

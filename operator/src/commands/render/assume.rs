@@ -1,6 +1,6 @@
 //! What rendering takes to be there where the files do not say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{ResourceExt, core::PartialObjectMeta};
@@ -8,7 +8,7 @@ use peristyle_crds::{
     class::DEFAULT_CLASS_ANNOTATION,
     v1alpha1::{
         AuthClass, AuthClassSpec, EdgeClass, EdgeClassSpec, Service,
-        auth_class::{Issuer, Oathkeeper},
+        auth_class::{IdToken, Issuer, Oathkeeper},
         database::{Role, RoleName},
         edge_class::{AllowedHosts, Hosts, NamespaceSelector, Provider, Traefik},
         service::Expose,
@@ -18,6 +18,7 @@ use peristyle_crds::{
 use super::input::Input;
 use crate::{
     auth::{
+        id_token::{self, Verification},
         protection::{self, Protection},
         publications::Publications,
         world::World,
@@ -61,6 +62,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         .iter()
         .filter(|caller| caller.namespace() == service.namespace() && peers::depends(caller, service));
     let edges = classes(input);
+    let (exposes, verification) = exposes(input, service);
     Observed {
         default_replicas,
         databases: databases.collect(),
@@ -68,7 +70,8 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         callers: callers.map(ResourceExt::name_any).collect::<BTreeSet<_>>().into_iter().collect(),
         edges: edges.iter().map(|class| (class.name_any(), observe::edge(class, SYSTEM))).collect(),
         missing: Vec::new(),
-        exposes: exposes(input, service).into_iter().collect(),
+        exposes,
+        verification,
         // Which pods answer is the cluster's matter.
         edge_errors: Some(EdgeErrors { address_type: "IPv4".to_owned(), addresses: Vec::new() }),
         has_traefik: true,
@@ -95,7 +98,7 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
     }
 }
 
-fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
+fn exposes(input: &Input, service: &Service) -> (BTreeMap<String, ExposeView>, Option<Verification>) {
     let classes = classes(input);
     let namespaces = namespaces(input);
     let auth_classes = auth_classes(input);
@@ -118,8 +121,8 @@ fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
             }
         }
     };
-    let entries = service.spec.expose.iter();
-    entries.map(|expose| (expose.name.clone(), view(expose))).collect()
+    let views = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose)));
+    (views.collect(), id_token::verification(&world, service))
 }
 
 /// The classes of the files, and those that routes name besides.
@@ -209,6 +212,10 @@ fn auth_classes(input: &Input) -> Vec<AuthClass> {
                     .iter()
                     .map(|issuer| Issuer { issuer: issuer.clone(), jwks_url: issuer.clone() })
                     .collect(),
+                id_token: Some(IdToken {
+                    issuer: format!("http://{}.{}.svc.cluster.local:4456", DECISIONS.1, DECISIONS.0),
+                    ..IdToken::default()
+                }),
                 ..AuthClassSpec::default()
             },
         );

@@ -66,13 +66,14 @@ pub async fn publish(
     let ready = pods::ready(&slices, &class.spec.oathkeeper.service);
     progress.confirmed.retain(|pod, _| ready.contains(pod));
     let confirmed = &progress.confirmed;
+    let mints = class.spec.id_token.is_some();
     let pods: Vec<Seen> = stream::iter(ready)
         .map(async |pod| {
             if confirmed.get(&pod) == Some(&file.ids) {
                 let answer = Answer::Rules(file.ids.clone());
                 return Seen { pod, answer, problem: None };
             }
-            ask(oathkeeper, pod).await
+            ask(oathkeeper, pod, mints).await
         })
         .buffered(PARALLEL)
         .collect()
@@ -87,9 +88,12 @@ pub async fn publish(
     Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods })
 }
 
-async fn ask(oathkeeper: &Oathkeeper, pod: Pod) -> Seen {
+async fn ask(oathkeeper: &Oathkeeper, pod: Pod, mints: bool) -> Seen {
     let answer = async {
         let ids = oathkeeper.rules(&pod.base).await?;
+        if mints {
+            oathkeeper.signs(&pod.base).await?;
+        }
         // An empty pod has no sentinel to ask, and is told by its empty list.
         if !ids.is_empty() {
             oathkeeper.decides(&pod.base).await?;

@@ -285,7 +285,9 @@ impl Shape<'_> {
             address: decisions_url.to_owned(),
             trust_forward_header: false,
             auth_request_headers: ["Authorization", "Cookie"].map(ToOwned::to_owned).into(),
-            auth_response_headers: vec!["X-User".to_owned()],
+            // The client's are removed, whether or not the decision sets them: its own token
+            // goes no further than the gate.
+            auth_response_headers: ["Authorization", "X-User"].map(ToOwned::to_owned).into(),
             max_response_body_size: 65_536,
         };
         self.middleware(
