@@ -23,6 +23,7 @@ const CONTROL_PLANE_TESTS: [&[&str]; 2] = [
         "controllers",
         "workloads",
         "edge",
+        "identity",
         "operator",
         "rbac",
         "sequences",

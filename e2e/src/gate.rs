@@ -4,7 +4,7 @@
 //! test, so that it sees whatever reaches them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::{core::v1::Secret, discovery::v1::EndpointSlice};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::discovery::ApiResource;
@@ -33,6 +33,10 @@ use crate::{command, daemon, ports, replica, wait};
 
 /// Issuer that the AuthClass trusts.
 pub const ISSUER: &str = "http://idp.test";
+/// Issuer of the tokens that Oathkeeper signs for workloads.
+pub const GATE_ISSUER: &str = "http://gate.test";
+/// Secret with the keys that it signs with.
+pub const KEYS_SECRET: &str = "oathkeeper-id-token";
 /// The core Service by which Keto is known; outside of a cluster it resolves all the same.
 pub const KETO_SERVICE: &str = "localhost";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,8 +52,10 @@ pub struct Gate {
     pub address: IpAddr,
     /// What reached the workloads, head by head.
     pub reached: Reached,
+    /// Where Oathkeeper publishes the keys of its tokens.
+    pub jwks_url: String,
     issuer: Issuer,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// Heads of requests that a workload got.
@@ -90,19 +96,44 @@ impl Gate {
             edge: Edge::on(web),
             address,
             reached,
+            jwks_url: format!("http://{address}:{oathkeeper}/.well-known/jwks.json"),
             issuer,
-            _dir: TempDir::new()?,
+            dir,
             operated: {
                 operated.operate("first").await?;
                 operated
             },
         };
         gate.classes(web, api, keto).await?;
-        gate.start_oathkeeper(&programs, dir.path(), oathkeeper).await?;
+        gate.mount_keys().await?;
+        gate.start_oathkeeper(&programs, gate.dir.path(), oathkeeper).await?;
         gate.start_traefik(&programs, web, api, oathkeeper).await?;
         gate.slice(SYSTEM_NAMESPACE, "edge-errors", "http", EDGE_ERRORS_PORT).await?;
         gate.slice(SYSTEM_NAMESPACE, "oathkeeper-api", "api", oathkeeper).await?;
-        Ok(Self { _dir: dir, ..gate })
+        Ok(gate)
+    }
+
+    /// Does what the kubelet does: the file of Oathkeeper becomes what the
+    /// Secret holds, once there is one.
+    ///
+    /// # Errors
+    /// When the operator does not make it, or the file cannot be written.
+    pub async fn mount_keys(&self) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.operated.client.clone(), SYSTEM_NAMESPACE);
+        let keys = wait::until("the signing keys exist", PATIENCE, async || {
+            let data = secrets.get(KEYS_SECRET).await?.data.unwrap_or_default();
+            data.get("jwks.json").cloned().context("no jwks.json")
+        })
+        .await?;
+        let file = self.keys_file();
+        // In one step: half a file would be read as none.
+        std::fs::write(file.with_extension("new"), keys.0)?;
+        std::fs::rename(file.with_extension("new"), file)?;
+        Ok(())
+    }
+
+    fn keys_file(&self) -> PathBuf {
+        self.dir.path().join("id-token.json")
     }
 
     /// A workload that answers 200 with the head of each request, behind the
@@ -214,6 +245,7 @@ impl Gate {
                 "oathkeeper": {"namespace": SYSTEM_NAMESPACE, "service": "oathkeeper-api", "rulesConfigMap": "oathkeeper-rules"},
                 "keto": {"readURL": keto, "writeURL": keto, "oplURL": keto,
                     "namespacesConfigMap": {"namespace": SYSTEM_NAMESPACE, "name": "keto-namespaces", "key": "namespaces.keto.ts"}},
+                "idToken": {"issuer": GATE_ISSUER, "jwksSecret": KEYS_SECRET},
                 "issuers": [{"issuer": ISSUER, "jwksURL": format!("{}/jwks.json", keto.replace(KETO_SERVICE, "127.0.0.1"))}]}
         }))?;
         let client = || self.operated.client.clone();
@@ -268,6 +300,7 @@ impl Gate {
             ("host: 127.0.0.1, port: 4455", format!("host: {address}, port: {proxy}")),
             ("host: 0.0.0.0, port: 9000", format!("host: {address}, port: {metrics}")),
             ("/etc/rules/rules.json", rules.display().to_string()),
+            ("/etc/id-token/jwks.json", self.keys_file().display().to_string()),
         ] {
             ensure!(config.contains(from), "the chart's configuration has no {from:?} any more");
             config = config.replace(from, &to);

@@ -271,6 +271,20 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
             "authclasses",
             vec![
                 good("a pair", json!({"oathkeeper": oathkeeper, "keto": keto})),
+                good(
+                    "a pair that signs",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "http://g", "jwksSecret": "k", "ttl": "1m30s"}}),
+                ),
+                bad(
+                    "a token for a day",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "http://g", "jwksSecret": "k", "ttl": "24h"}}),
+                    "ttl: from 1m to 1h",
+                ),
+                bad(
+                    "a token of nobody",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "", "jwksSecret": "k"}}),
+                    "idToken.issuer",
+                ),
                 bad(
                     "an address that is none",
                     json!({"oathkeeper": oathkeeper, "keto": {"readURL": "keto", "writeURL": "http://k", "oplURL": "http://k", "namespacesConfigMap": {"namespace": "a", "name": "b", "key": "c"}}}),
