@@ -182,7 +182,14 @@ impl Example {
             // A rollout to none is done while the pods still work off what they have in hand.
             let selector = self
                 .cluster
-                .kubectl(&["get", "-n", SYSTEM_NAMESPACE, &name, "-o", "jsonpath={.spec.selector.matchLabels}"])
+                .kubectl(&[
+                    "get",
+                    "-n",
+                    SYSTEM_NAMESPACE,
+                    &name,
+                    "-o",
+                    "jsonpath={.spec.selector.matchLabels}",
+                ])
                 .await?;
             let labels: BTreeMap<String, String> = serde_json::from_str(&selector)?;
             let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -22,6 +22,7 @@ pub mod node;
 pub mod operated;
 pub mod packages;
 pub mod ports;
+pub mod prober;
 pub mod progress;
 pub mod replica;
 pub mod sandbox;

@@ -84,7 +84,8 @@ impl Operated {
         &self.plane
     }
 
-    fn cut_off(&mut self) {
+    /// Ends the operator in the middle of whatever it does.
+    pub fn cut_off(&mut self) {
         if let Some(operator) = self.operator.take() {
             operator.abort();
         }
