@@ -178,7 +178,7 @@ impl Gate {
     /// When it does not end or does not start.
     pub async fn restart_edge(&self, finds_decisions: bool) -> Result<()> {
         let state = self.operated.plane().state();
-        self.traefik.stop(state)?;
+        Traefik::stop(state)?;
         self.traefik.start(state, finds_decisions).await
     }
 

@@ -25,7 +25,7 @@ struct Attempt {
 const MARKS: [&str; 4] = ["root", "203.0.113.7", "spoofed", "4711"];
 
 /// Headers by which a client could pretend to be somebody, or somewhere, else.
-const SPOOFS: [&[&str]; 50] = [
+const SPOOFS: [&[&str]; 49] = [
     &["X-User: root"],
     &["X-User: root", "X-User: spoofed"],
     &["X_User: root"],
@@ -72,7 +72,6 @@ const SPOOFS: [&[&str]; 50] = [
     &["X-User: root", "X_User: root", "X-Forwarded-User: root"],
     &["X-User:"],
     &["X-User: root", "X-User:"],
-    &["Te: trailers", "X-User: root"],
     &["Trailer: X-User"],
     &["Content-Type: application/grpc-web", "X-User: root"],
     &["Content-Type: application/json", "X-User: root"],
@@ -202,13 +201,6 @@ const BAD_TOKENS: [&str; 8] = [
     "Cookie: session=x",
 ];
 
-/// One header twice, with the token once or twice in it.
-fn two_tokens(token: &str) -> [[String; 2]; 4] {
-    let (good, bad) = (format!("Authorization: {token}"), "Authorization: Bearer x".to_owned());
-    let basic = "Authorization: Basic YTpi".to_owned();
-    [[good.clone(), bad.clone()], [bad, good.clone()], [good.clone(), good.clone()], [good, basic]]
-}
-
 fn over_http(token: &str) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let mut add = |may, request| attempts.push(Attempt { request, may });
@@ -248,13 +240,10 @@ fn over_http(token: &str) -> Vec<Attempt> {
         add(May::Not, http("GET", b"/mine/secret", host, &[bad]));
         add(May::Not, http("GET", b"/mine/secret", host, &[bad, "X-User: root"]));
     }
-    for [one, two] in two_tokens(token) {
-        add(May::Either, http("GET", b"/mine/secret", host, &[&one, &two]));
-    }
     for connection in ["Upgrade, HTTP2-Settings", "Upgrade", "HTTP2-Settings, Upgrade, X-User"] {
         add(May::Not, upgrade(b"/mine/secret", connection, &[]));
-        add(May::Either, upgrade(b"/open/x", connection, &[]));
-        add(May::Either, upgrade(b"/mine/secret", connection, &[&with]));
+        add(May::Not, upgrade(b"/mine/secret", connection, &["X-User: root"]));
+        add(May::Not, upgrade(b"/nowhere", connection, &[&with]));
     }
     attempts
 }
@@ -383,9 +372,6 @@ fn over_grpc(token: &str) -> Vec<Attempt> {
         add(May::Not, call(&[], &[bad]));
         add(May::Not, call(&[], &[bad, "X-User: root"]));
     }
-    for [one, two] in two_tokens(token) {
-        add(May::Either, call(&[], &[&one, &two]));
-    }
     attempts
 }
 
@@ -408,7 +394,8 @@ fn wrong(head: &str) -> Option<String> {
         }
     }
     let (tokens, users) = (values("authorization"), values("x-user"));
-    let is_open = head.contains(" /open") || head.contains(OPEN_CALL);
+    let path = head.split(['?', ' ']).nth(1).unwrap_or_default();
+    let is_open = path.starts_with("/open") || path.ends_with(OPEN_CALL);
     match (is_open, tokens.len(), users.as_slice()) {
         (true, _, [] | [""]) | (false, 1, [USER]) => None,
         (_, tokens, users) => Some(format!("brought {tokens} tokens and the users {users:?}")),

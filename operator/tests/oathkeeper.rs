@@ -242,10 +242,10 @@ async fn without_keto_the_call_is_refused_within_seconds() {
 
 #[tokio::test]
 async fn a_path_of_a_hundred_thousand_characters_is_decided_by_every_pattern() {
+    const LENGTH: usize = 100_000;
     let running = shop().await;
     let good = bearer(&running.issuer.token(&claims("alice")));
     let token = [("Authorization", good.as_str())];
-    const LENGTH: usize = 100_000;
     // Each ends, or does not end, in what only the last character of a pattern refuses.
     for piece in
         ["a", "a/", ".", "..", "../", "..a/", ".a", "a.", "-", "~", "%", "/", "A_", "orders.v1.Orders/"]

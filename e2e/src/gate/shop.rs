@@ -134,8 +134,8 @@ pub async fn are_served(gate: &Gate, token: &str) -> Result<()> {
 #[must_use]
 pub fn leaks(heads: &[String]) -> Vec<&String> {
     let is_leak = |head: &&String| {
-        let path = head.split(' ').nth(1).unwrap_or_default();
-        let is_open = path.starts_with("/open") || path.contains(OPEN_CALL);
+        let path = head.split(['?', ' ']).nth(1).unwrap_or_default();
+        let is_open = path.starts_with("/open") || path.ends_with(OPEN_CALL);
         let has_token = head.lines().any(|line| line.to_lowercase().starts_with("authorization: bearer "));
         !is_open && !has_token
     };

@@ -86,7 +86,7 @@ impl Traefik {
         .await
     }
 
-    pub(super) fn stop(&self, state: &State) -> Result<()> {
+    pub(super) fn stop(state: &State) -> Result<()> {
         let own = daemon::recorded(state).into_iter().filter(|(name, _)| name == NAME);
         daemon::stop(&own.map(|(_, process)| process).collect::<Vec<_>>())
     }

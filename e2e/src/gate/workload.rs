@@ -61,7 +61,10 @@ pub(super) fn http(listener: TcpListener, reached: Reached) {
             let reached = reached.clone();
             tokio::spawn(async move {
                 let Ok(head) = head(&mut stream).await else { return };
-                let is_upgrade = head.lines().any(|line| line.eq_ignore_ascii_case("upgrade: h2c"));
+                let small = head.to_lowercase();
+                let has = |header: &str| small.lines().any(|line| line.starts_with(header));
+                // RFC 7540, 3.2.1: not without the second one.
+                let is_upgrade = has("upgrade: h2c") && has("http2-settings: ");
                 reached.add(head.clone());
                 let done = if is_upgrade {
                     hand_over(&mut stream, &reached).await
@@ -108,11 +111,11 @@ pub(super) fn grpc(listener: TcpListener, reached: Reached) {
 
 /// The head as HTTP/1.1 would write it.
 fn shown(request: &Request<Incoming>) -> String {
-    let mut head = format!("{} {} HTTP/2.0\r\n", request.method(), request.uri());
-    for (name, value) in request.headers() {
-        head.push_str(&format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes())));
-    }
-    head
+    let line = |(name, value): (&http::HeaderName, &HeaderValue)| {
+        format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
+    };
+    let lines: String = request.headers().iter().map(line).collect();
+    format!("{} {} HTTP/2.0\r\n{lines}", request.method(), request.uri())
 }
 
 type Frames = stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>;
