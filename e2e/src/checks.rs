@@ -25,7 +25,7 @@ const CONTROL_PLANE_TESTS: [&[&str]; 2] = [
         "edge",
         "attacks",
         "decisions",
-        "tenants",
+        "hosts",
         "relations",
         "charts",
         "operator",
