@@ -244,6 +244,9 @@ fn over_http(token: &str) -> Vec<Attempt> {
         add(May::Not, upgrade(b"/mine/secret", connection, &[]));
         add(May::Not, upgrade(b"/mine/secret", connection, &["X-User: root"]));
         add(May::Not, upgrade(b"/nowhere", connection, &[&with]));
+        // Where the request itself is allowed, the connection is not.
+        add(May::Either, upgrade(b"/open/x", connection, &[]));
+        add(May::Either, upgrade(b"/mine/secret", connection, &[&with]));
     }
     attempts
 }

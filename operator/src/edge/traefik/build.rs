@@ -29,8 +29,11 @@ const PRIORITIES_PER_PATH: i64 = 4;
 
 /// What identifies the caller or the request, and what could be mistaken for
 /// it: clients may not send these.
-const STRIPPED_HEADERS: [&str; 14] = [
+const STRIPPED_HEADERS: [&str; 15] = [
     "Forwarded",
+    // Without it no server takes `Upgrade: h2c`, by which the edge would hand
+    // the connection over, with whatever is called through it from then on.
+    "Http2-Settings",
     "Remote-User",
     "X-Auth-Request-User",
     "X-Forwarded-User",
