@@ -201,6 +201,13 @@ const BAD_TOKENS: [&str; 8] = [
     "Cookie: session=x",
 ];
 
+/// One header twice, with the token once or twice in it.
+fn two_tokens(token: &str) -> [[String; 2]; 4] {
+    let (good, bad) = (format!("Authorization: {token}"), "Authorization: Bearer x".to_owned());
+    let basic = "Authorization: Basic YTpi".to_owned();
+    [[good.clone(), bad.clone()], [bad, good.clone()], [good.clone(), good.clone()], [good, basic]]
+}
+
 fn over_http(token: &str) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let mut add = |may, request| attempts.push(Attempt { request, may });
@@ -239,6 +246,9 @@ fn over_http(token: &str) -> Vec<Attempt> {
     for bad in BAD_TOKENS {
         add(May::Not, http("GET", b"/mine/secret", host, &[bad]));
         add(May::Not, http("GET", b"/mine/secret", host, &[bad, "X-User: root"]));
+    }
+    for [one, two] in two_tokens(token) {
+        add(May::Either, http("GET", b"/mine/secret", host, &[&one, &two]));
     }
     for connection in ["Upgrade, HTTP2-Settings", "Upgrade", "HTTP2-Settings, Upgrade, X-User"] {
         add(May::Not, upgrade(b"/mine/secret", connection, &[]));
@@ -374,6 +384,9 @@ fn over_grpc(token: &str) -> Vec<Attempt> {
     for bad in BAD_TOKENS {
         add(May::Not, call(&[], &[bad]));
         add(May::Not, call(&[], &[bad, "X-User: root"]));
+    }
+    for [one, two] in two_tokens(token) {
+        add(May::Either, call(&[], &[&one, &two]));
     }
     attempts
 }
