@@ -1,5 +1,6 @@
 //! `cargo sandbox`: a real Kubernetes cluster on one Linux machine.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,9 +66,16 @@ struct Faults {
     /// Print the ids of the plans instead of running them
     #[arg(long)]
     list: bool,
-    /// Only so many, spread evenly over all
+    /// Only so many, of each step some, the same in every run
     #[arg(long)]
     sample: Option<usize>,
+    /// No plan, only the scenarios whose names begin so; else all of them follow when all plans are run
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(conflicts_with_all = ["plan", "list", "sample"])]
+    scenarios: Option<String>,
+    /// So many sets of systems at a time [default: 2 with 4 cores, else 1]
+    #[arg(long)]
+    workers: Option<NonZeroUsize>,
 }
 
 #[derive(Args)]
@@ -132,13 +140,16 @@ async fn run(cli: Cli) -> Result<()> {
 
 impl Faults {
     async fn run(self) -> Result<()> {
-        let selection = faults::Selection { id: self.plan, sample: self.sample };
+        let selection = faults::Selection { id: self.plan, sample: self.sample, scenarios: self.scenarios };
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let default = if cores >= 4 { NonZeroUsize::MIN.saturating_add(1) } else { NonZeroUsize::MIN };
+        let workers = self.workers.unwrap_or(default);
         let work = async {
             if self.list {
                 faults::list(&selection).await?.iter().for_each(|id| println!("{id}"));
                 return Ok(());
             }
-            faults::run(&selection).await?.check()
+            faults::run(&selection, workers).await?.check()
         };
         tokio::select! {
             result = work => result,
