@@ -18,9 +18,10 @@ use crate::wait;
 
 /// The longest pause that the operator grants a server.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Without a word of the server the pauses double from a quarter of a second:
-/// four tries take at least this long.
-const FOUR_TRIES: Duration = Duration::from_millis(1500);
+/// Without a word of the server the pauses double from a quarter of a second,
+/// and the third failure is told, which brings one more look at once: four
+/// tries take at least this long.
+const FOUR_TRIES: Duration = Duration::from_millis(750);
 
 pub async fn a_busy_api_server_is_asked_again_when_it_says(runner: &Runner) -> Result<()> {
     storm(&runner.rig, StatusCode::TOO_MANY_REQUESTS, Some("2"), 3).await
