@@ -50,7 +50,8 @@ pub struct Selection {
     pub id: Option<String>,
     /// At most so many, the same in every run.
     pub sample: Option<usize>,
-    /// No plan, only the scenarios whose names begin so; else all of them follow when all plans are run.
+    /// The scenarios whose names begin so, and no plan unless `id` or `sample` asks for some. By
+    /// default all scenarios follow when all plans are run.
     pub scenarios: Option<String>,
 }
 
@@ -67,7 +68,7 @@ impl Selection {
     /// # Errors
     /// When no plan has the id.
     pub fn plans(&self, runner: &Runner) -> Result<Vec<Plan>> {
-        if self.scenarios.is_some() {
+        if self.scenarios.is_some() && self.id.is_none() && self.sample.is_none() {
             return Ok(Vec::new());
         }
         let writes: BTreeMap<_, _> = runner

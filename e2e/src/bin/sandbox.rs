@@ -69,9 +69,8 @@ struct Faults {
     /// Only so many, of each step some, the same in every run
     #[arg(long)]
     sample: Option<usize>,
-    /// No plan, only the scenarios whose names begin so; else all of them follow when all plans are run
+    /// The scenarios whose names begin so, and plans only with --plan or --sample; all scenarios follow when all plans are run
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    #[arg(conflicts_with_all = ["plan", "list", "sample"])]
     scenarios: Option<String>,
     /// So many sets of systems at a time [default: 2 with 4 cores, else 1]
     #[arg(long)]

@@ -91,3 +91,56 @@ pub(super) fn made(status: StatusCode, headers: Vec<(&'static str, String)>, bod
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    use super::super::super::{journal::Journal, names, operator::Operator};
+    use super::super::{HttpProxy, Upstream};
+    use super::*;
+
+    /// What a test waits for something that must not come.
+    const A_WHILE: Duration = Duration::from_millis(300);
+
+    async fn proxy(behind: &str, http: &reqwest::Client) -> HttpProxy {
+        let journal = Arc::new(Journal::new(Arc::new(Operator::never_started())));
+        let upstream = Upstream::Plain { address: behind.to_owned(), client: http.clone() };
+        let named = (names::keto_write as _, names::no_effects as _);
+        HttpProxy::start(Ipv4Addr::LOCALHOST.into(), upstream, journal, named).await.unwrap()
+    }
+
+    /// A proxy and the server behind it, which answers everything.
+    async fn pair(http: &reqwest::Client) -> (HttpProxy, HttpProxy) {
+        let server = proxy("", http).await;
+        server.disturb(|_| Some(Disturbance::status(StatusCode::OK, "", "done")));
+        server.collect();
+        (proxy(&server.address().to_string(), http).await, server)
+    }
+
+    #[tokio::test]
+    async fn what_is_held_arrives_when_it_is_released() {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let (proxy, _server) = pair(&http).await;
+        let (is_held, receiver) = watch::channel(true);
+        proxy.disturb(move |_| Some(Disturbance::Hold(receiver.clone())));
+        let answer = http.get(format!("http://{}/", proxy.address())).send().await.unwrap();
+        let mut text = Box::pin(answer.text());
+        assert!(tokio::time::timeout(A_WHILE, &mut text).await.is_err(), "it was not held");
+        is_held.send_replace(false);
+        assert!(text.await.unwrap().contains("done"));
+    }
+
+    #[tokio::test]
+    async fn who_is_swallowed_was_heard_and_whoever_hangs_was_not() {
+        let http = reqwest::Client::builder().no_proxy().timeout(A_WHILE).build().unwrap();
+        for (disturbance, heard) in [(Disturbance::Swallow, 1), (Disturbance::Hang, 0)] {
+            let (proxy, server) = pair(&http).await;
+            proxy.disturb(move |_| Some(disturbance.clone()));
+            let error = http.patch(format!("http://{}/", proxy.address())).send().await.unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            assert_eq!(server.take_seen().len(), heard);
+        }
+    }
+}
