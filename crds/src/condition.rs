@@ -57,15 +57,6 @@ macro_rules! reasons {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant),)+ }
             }
-
-            /// What it means, in a sentence.
-            #[must_use]
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
-            }
-
-            /// Every reason, for documentation and tests.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
         }
     };
 }
@@ -167,6 +158,10 @@ reasons! {
     DatabaseConflict,
     /// What somebody changed on the server was put right.
     DriftRepaired,
+    /// What somebody changed on the server cannot be put right; the message says why.
+    DriftNotRepaired,
+    /// The database is not on the server any more; no empty one is made in its place.
+    DatabaseGone,
     /// `deletionProtection` is enabled while `reclaimPolicy` would delete.
     DeletionProtected,
 }

@@ -70,11 +70,11 @@ pub struct LocalName {
 )]
 #[x_kube(validation = ("has(self.prefix) != has(self.exact)", "set exactly one of prefix and exact"))]
 pub struct PathMatch {
-    /// Matches the path itself and everything below it, by whole segments.
+    /// Matches the path itself and everything below it, by whole segments. Default: none, `exact` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = r"^/[A-Za-z0-9/._~-]*$"))]
     pub prefix: Option<String>,
-    /// Matches this path only.
+    /// Matches this path only. Default: none, `prefix` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = r"^/[A-Za-z0-9/._~-]*$"))]
     pub exact: Option<String>,

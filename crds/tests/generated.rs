@@ -1,6 +1,8 @@
 //! The committed CRDs are the ones the types produce, and every property says what it is for.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
@@ -8,6 +10,22 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 fn schema(crd: &CustomResourceDefinition) -> &JSONSchemaProps {
     crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap()
 }
+
+/// Namespaces that a tenant's object names, each with what it opens. Nothing
+/// else of another namespace can be named.
+const NAMESPACES: [(&str, &str); 5] = [
+    (
+        "Service.spec.access.inbound[].namespace",
+        "lets the callers of that namespace in: the object's own consent",
+    ),
+    (
+        "Service.spec.dependsOn[].namespace",
+        "nothing until the other side lists this one in its access.inbound",
+    ),
+    ("AuthPolicy.spec.rules[].authorization.relation.namespace", "a namespace of Keto, not of Kubernetes"),
+    ("AuthPolicy.spec.relations.tuples[].namespace", "a namespace of Keto, not of Kubernetes"),
+    ("AuthPolicy.spec.relations.tuples[].subjectSet.namespace", "a namespace of Keto, not of Kubernetes"),
+];
 
 /// Calls `visit` for every property below `schema`, with its path.
 fn walk(schema: &JSONSchemaProps, path: &str, visit: &mut impl FnMut(&str, &JSONSchemaProps)) {
@@ -51,6 +69,71 @@ fn every_property_is_described() {
 }
 
 #[test]
+fn every_optional_field_of_a_spec_says_its_default() {
+    let mut silent = Vec::new();
+    for crd in peristyle_crds::crd::all() {
+        optional(&schema(&crd).properties.as_ref().unwrap()["spec"], ".spec", &mut |path, property| {
+            let description = property.description.as_deref().unwrap_or_default();
+            if !description.contains("Default:") && !description.contains(" by default: ") {
+                silent.push(format!("{}{path}: {description}", crd.spec.names.kind));
+            }
+        });
+    }
+    assert!(silent.is_empty(), "{silent:#?}");
+}
+
+/// Calls `visit` for every property below `schema` that may be left out.
+fn optional(schema: &JSONSchemaProps, path: &str, visit: &mut impl FnMut(&str, &JSONSchemaProps)) {
+    let required = schema.required.clone().unwrap_or_default();
+    for (name, property) in schema.properties.iter().flatten() {
+        let path = format!("{path}.{name}");
+        if !required.contains(name) {
+            visit(&path, property);
+        }
+        optional(property, &path, visit);
+        if let Some(JSONSchemaPropsOrArray::Schema(items)) = &property.items {
+            optional(items, &format!("{path}[]"), visit);
+        }
+    }
+}
+
+#[test]
+fn a_tenant_names_another_namespace_only_where_that_is_known_to_open_nothing() {
+    let mut found = BTreeSet::new();
+    for crd in peristyle_crds::crd::all() {
+        let kind = &crd.spec.names.kind;
+        if crd.spec.scope == "Cluster" {
+            continue;
+        }
+        walk(schema(&crd), "", &mut |path, _| {
+            let name = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+            if path.starts_with(".spec") && name.contains("namespace") {
+                found.insert(format!("{kind}{path}"));
+            }
+        });
+    }
+    assert_eq!(found, NAMESPACES.iter().map(|(path, _)| (*path).to_owned()).collect());
+}
+
+#[test]
+fn every_name_of_an_object_of_the_namespace_is_a_name_and_no_path() {
+    let crds = peristyle_crds::crd::all();
+    let service = crds.iter().find(|crd| crd.spec.names.kind == "Service").unwrap();
+    let mut found = 0;
+    walk(schema(service), "", &mut |path, property| {
+        if path.ends_with("Ref.name")
+            || path.ends_with("databases[].database")
+            || path.ends_with("dependsOn[].service")
+        {
+            found += 1;
+            let pattern = property.pattern.as_deref().unwrap_or_default();
+            assert!(pattern.starts_with("^[a-z0-9]") && !pattern.contains('/'), "{path}: {pattern:?}");
+        }
+    });
+    assert_eq!(found, 6);
+}
+
+#[test]
 fn every_string_list_and_map_of_a_spec_is_bounded_and_every_list_has_a_type() {
     for crd in peristyle_crds::crd::all() {
         walk(schema(&crd), "", &mut |path, property| {
@@ -90,5 +173,29 @@ fn no_crd_is_too_large_for_a_client_side_apply() {
     for crd in peristyle_crds::crd::all() {
         let size = serde_json::to_string(&crd).unwrap().len();
         assert!(size < 200_000, "{} has {size} bytes", crd.spec.names.kind);
+    }
+}
+
+#[test]
+fn every_kind_prints_its_columns() {
+    let expected = [
+        ("Service", "Ready Reason Replicas URL Age", "Image Message"),
+        ("Database", "Ready Reason Class Database Rotated Age", "Message"),
+        ("AuthPolicy", "Ready Reason Programmed Enforced Hash Age", "Message"),
+        ("EdgeClass", "Ready Reason Provider Routes Age", ""),
+        ("AuthClass", "Ready Reason Rules Age", "Message"),
+        ("DatabaseClass", "Ready Reason Provider Version Age", "Message"),
+    ];
+    let crds = peristyle_crds::crd::all();
+    assert_eq!(crds.len(), expected.len());
+    for crd in crds {
+        let kind = &crd.spec.names.kind;
+        let (_, always, wide) = expected.iter().find(|(expected, ..)| expected == kind).unwrap();
+        let columns = crd.spec.versions[0].additional_printer_columns.as_ref().unwrap();
+        let names = |is_wide: bool| {
+            let of_width = columns.iter().filter(|column| (column.priority > Some(0)) == is_wide);
+            of_width.map(|column| column.name.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((names(false).as_str(), names(true).as_str()), (*always, *wide), "{kind}");
     }
 }

@@ -40,6 +40,22 @@ impl Edge {
         self.address
     }
 
+    /// A client of one host, which keeps its connections.
+    ///
+    /// # Errors
+    /// When the host is no valid name.
+    pub fn caller(&self, host: &str) -> Result<Caller> {
+        let client = reqwest::Client::builder()
+            .resolve(host, self.address)
+            .http1_only()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(DEADLINE)
+            .build()?;
+        let base = format!("http://{host}:{}", self.address.port());
+        Ok(Caller { client, channel: self.channel(host)?, base })
+    }
+
     /// A gRPC channel to `host`.
     ///
     /// # Errors
@@ -71,12 +87,7 @@ impl Edge {
         name: &str,
     ) -> Result<GreetResponse, Status> {
         let channel = self.channel(host).map_err(|error| Status::internal(error.to_string()))?;
-        let mut request = Request::new(GreetRequest { name: name.to_owned() });
-        for (key, value) in headers {
-            let value = value.parse().map_err(|_| Status::internal(format!("{key} is no header value")))?;
-            request.metadata_mut().append(*key, value);
-        }
-        GreeterServiceClient::new(channel).greet(request).await.map(tonic::Response::into_inner)
+        greet(channel, headers, name).await
     }
 
     /// A plain HTTP/1.1 call to `host`.
@@ -91,14 +102,44 @@ impl Edge {
         headers: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Answer> {
-        let client = reqwest::Client::builder()
-            .resolve(host, self.address)
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(DEADLINE)
-            .build()?;
-        let mut request = client.request(method, format!("http://{host}:{}{path}", self.address.port()));
+        self.caller(host)?.http(method, path, headers, body).await
+    }
+}
+
+/// A client of one host of the edge.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    client: reqwest::Client,
+    channel: Channel,
+    /// Scheme, host and port.
+    base: String,
+}
+
+impl Caller {
+    /// Calls `greeter.v1.GreeterService/Greet`.
+    ///
+    /// # Errors
+    /// The gRPC status of a refused or failed call.
+    pub async fn greet(
+        &self,
+        headers: &[(&'static str, String)],
+        name: &str,
+    ) -> Result<GreetResponse, Status> {
+        greet(self.channel.clone(), headers, name).await
+    }
+
+    /// A plain HTTP/1.1 call.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub async fn http(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Answer> {
+        let mut request = self.client.request(method, format!("{}{path}", self.base));
         for (key, value) in headers {
             request = request.header(*key, *value);
         }
@@ -109,4 +150,17 @@ impl Edge {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Ok(Answer { status, headers, body: response.text().await? })
     }
+}
+
+async fn greet(
+    channel: Channel,
+    headers: &[(&'static str, String)],
+    name: &str,
+) -> Result<GreetResponse, Status> {
+    let mut request = Request::new(GreetRequest { name: name.to_owned() });
+    for (key, value) in headers {
+        let value = value.parse().map_err(|_| Status::internal(format!("{key} is no header value")))?;
+        request.metadata_mut().append(*key, value);
+    }
+    GreeterServiceClient::new(channel).greet(request).await.map(tonic::Response::into_inner)
 }

@@ -9,33 +9,37 @@ use tokio::process::Command;
 use crate::demo;
 use crate::packages;
 use crate::progress::Progress;
-use crate::stack;
+use crate::stack::{self, EDGE_PORT};
 use crate::state::{STATE_DIR_VARIABLE, State, cache_dir};
 use crate::substrate::{self, Component};
 
 const CARGO_DENY: &str = "0.20.2";
 
 /// Test binaries of this crate on a control plane of their own, in two halves
-/// that take about as long: most of the time they wait.
+/// that take about as long: most of the time they wait. Those with a gate share
+/// a port and so a half.
 const CONTROL_PLANE_TESTS: [&[&str]; 2] = [
     &[
         "schema",
         "controllers",
         "workloads",
+        "references",
         "edge",
-        "operator",
-        "rbac",
+        "identity",
+        "attacks",
+        "decisions",
+        "hosts",
+        "relations",
+        "charts",
         "sequences",
-        "traces",
-        "poison",
-        "canary",
-        "misuse",
+        "operator",
     ],
-    &["databases", "faults"],
+    &["databases", "ownership", "rbac", "traces", "poison", "canary", "misuse", "faults"],
 ];
 
 /// Test binaries of this crate on the full sandbox with charts and example.
-const SANDBOX_TESTS: [&str; 6] = ["converge", "calls", "closed", "secrets", "embedded", "quiet"];
+const SANDBOX_TESTS: &[&str] =
+    &["converge", "calls", "closed", "secrets", "pods", "embedded", "existing", "quiet"];
 
 /// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
 ///
@@ -69,11 +73,17 @@ pub async fn run(state: &State) -> Result<()> {
     p.step("unit and integration tests", cargo(&unit, &[("PERISTYLE_BIN", &bin)])).await?;
     p.step("helm lint", stack::lint(&programs)).await?;
     let [some, others] = CONTROL_PLANE_TESTS.map(|tests| cluster_tests(state, tests));
-    p.step("control-plane tests", async { tokio::try_join!(some, others) }).await?;
+    // Both come to their end: a test that is cut off leaves what it started.
+    let both = async {
+        let (some, others) = tokio::join!(some, others);
+        some.and(others)
+    };
+    p.step("control-plane tests", both).await?;
     p.step("sandbox life cycle", cluster_tests(state, &["lifecycle"])).await?;
 
-    p.step("demo", Box::pin(demo::run(state))).await?;
-    p.step("end-to-end tests", cluster_tests(state, &SANDBOX_TESTS)).await?;
+    p.step("demo", Box::pin(demo::run(state, EDGE_PORT))).await?;
+    p.step("end-to-end tests", cluster_tests(state, SANDBOX_TESTS)).await?;
+    p.step("demo on what runs already", Box::pin(demo::run(state, EDGE_PORT))).await?;
     eprintln!("\n{}", progress.table());
     Ok(())
 }
@@ -129,4 +139,23 @@ async fn run_shown(mut command: Command, name: &str) -> Result<()> {
         bail!("`{name}` failed: what it said stands above");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_test_of_this_crate_is_run() {
+        let listed = CONTROL_PLANE_TESTS.into_iter().flatten().chain(SANDBOX_TESTS).chain(&["lifecycle"]);
+        let listed: BTreeSet<String> = listed.map(ToString::to_string).collect();
+        let folder = crate::workspace().join("e2e/tests");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+        let there: BTreeSet<String> =
+            files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+        assert_eq!(listed, there);
+    }
 }

@@ -6,6 +6,7 @@ mod processes;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -49,8 +50,15 @@ struct Layout {
 pub struct ControlPlane {
     state: State,
     layout: Layout,
+    watcher: Child,
     _dir: TempDir,
 }
+
+/// Ends the processes and removes the files of a control plane whose test was
+/// killed and dropped nothing: then its standard input closes.
+const WATCH: &str = r#"read -r _
+for file in "$0"/pids/*.json; do kill -KILL "$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' "$file")"; done
+rm -rf "$0""#;
 
 impl ControlPlane {
     /// Starts one on free ports and waits until it serves; needs no root.
@@ -60,8 +68,13 @@ impl ControlPlane {
     /// When the build or a component fails.
     pub async fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("peristyle-").tempdir()?;
+        let state = State::at(dir.path())?;
+        // In a session of its own, which an interrupt from the terminal does not reach.
+        let mut watcher = std::process::Command::new("setsid");
+        watcher.args(["sh", "-c", WATCH]).arg(dir.path()).stdin(Stdio::piped());
+        let watcher = watcher.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         // From here on dropping ends what was started.
-        let plane = Self { state: State::at(dir.path())?, layout: without_node(free_ports()?)?, _dir: dir };
+        let plane = Self { state, layout: without_node(free_ports()?)?, watcher, _dir: dir };
         start_layout(&plane.state, &plane.layout, &Progress::default()).await?;
         Ok(plane)
     }
@@ -71,11 +84,28 @@ impl ControlPlane {
     /// # Errors
     /// When it does not end, or does not serve again.
     pub async fn restart_apiserver(&self) -> Result<()> {
+        self.stop_apiserver().await?;
+        self.start_apiserver().await
+    }
+
+    /// Kills kube-apiserver.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop_apiserver(&self) -> Result<()> {
         self.stop("kube-apiserver")?;
         let address = (self.layout.address, self.layout.ports.apiserver);
         // A killed process gives up its port when its last thread has ended.
         wait::until("the port of kube-apiserver is free", PATIENCE, async || Ok(TcpListener::bind(address)?))
-            .await?;
+            .await
+            .map(drop)
+    }
+
+    /// Starts kube-apiserver again and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub async fn start_apiserver(&self) -> Result<()> {
         processes::start_apiserver(&self.state, &self.layout)?;
         let client = self.client().await?;
         wait::until("kube-apiserver is ready again", PATIENCE, async || {
@@ -147,7 +177,10 @@ impl Drop for ControlPlane {
             daemon::recorded(&self.state).into_iter().map(|(_, process)| process).collect();
         if let Err(error) = daemon::stop(&processes) {
             eprintln!("cannot end the control plane in {}: {error:#}", self.state.dir().display());
+            return;
         }
+        // It waits for this, and has nothing left to do.
+        let _ = self.watcher.kill().and_then(|()| self.watcher.wait());
     }
 }
 

@@ -5,45 +5,57 @@ use anyhow::{Context, Result, bail, ensure};
 use tonic::Code;
 
 use crate::example::{AUTH, Example, GREETER, NAMESPACE, PROPAGATION, new_user};
+use crate::progress::Progress;
 use crate::sandbox::{self, Wanted};
-use crate::stack::{self, EDGE_PORT};
+use crate::stack;
 use crate::state::{Kind, Settings, State};
 use crate::wait;
 
-/// Brings up sandbox, charts and example, makes the calls and leaves all running.
+/// Brings up sandbox, charts and example, makes the calls and leaves all
+/// running; a new sandbox publishes its edge on `port` of 127.0.0.1.
 ///
 /// # Errors
 /// The first step that failed or the first call that was not answered as it must be.
-pub async fn run(state: &State) -> Result<()> {
+pub async fn run(state: &State, port: u16) -> Result<()> {
+    let progress = Progress::default();
     let is_existing = matches!(state.settings()?, Some(Settings { cluster: Kind::Existing { .. }, .. }));
     if !is_existing {
-        sandbox::up(state, &Wanted::Full { network: None, published: vec![EDGE_PORT] }).await?;
+        sandbox::up(state, &Wanted::Full { network: None, published: vec![port] }, &progress).await?;
     }
-    stack::install(state).await?;
-    let example = Example::start(state).await?;
-    let token = play(&example).await?;
+    let played = Box::pin(sandbox::unless_interrupted(async {
+        stack::install(state, &progress).await?;
+        let example = progress.step("example", Example::start(state)).await?;
+        let token = progress.step("calls", play(&example)).await?;
+        anyhow::Ok((example, token))
+    }));
+    let (example, token) = played
+        .await
+        .context("the cluster stays up: `cargo sandbox demo` goes on, `cargo sandbox down` ends it")?;
+    eprintln!("\n{}", progress.table());
     println!(
         "\nAll of it keeps running. Look around:\n\
          \n  export KUBECONFIG={}\
          \n  alias kubectl={}\
          \n  kubectl get peristyle -n {NAMESPACE}\
          \n  kubectl describe psvc greeter -n {NAMESPACE}\n\
-         \n  URL    http://{GREETER}:{EDGE_PORT}  (127.0.0.1)\
+         \n  URL    http://{GREETER}:{port}  (127.0.0.1)\
          \n  token  {token}  (for 15 minutes)\n\
          \n  cargo sandbox down  removes everything",
         example.cluster.kubeconfig().display(),
         state.program("kubectl").display(),
+        port = example.edge.address().port(),
     );
     Ok(())
 }
 
 async fn play(example: &Example) -> Result<String> {
-    println!("\n$ call greeter.v1.GreeterService/Greet at http://{GREETER}:{EDGE_PORT}");
+    let port = example.edge.address().port();
+    println!("\n$ call greeter.v1.GreeterService/Greet at http://{GREETER}:{port}");
     refused(example, "without a token", None, (Code::Unauthenticated, "authentication required")).await?;
 
     let user = new_user("alice")?;
     let token = example.token(&user).await?;
-    println!("  {:<40} {user} at http://{AUTH}:{EDGE_PORT}", "register, log in");
+    println!("  {:<40} {user} at http://{AUTH}:{port}", "register, log in");
     refused(
         example,
         "with the token, without the relation",
@@ -60,16 +72,16 @@ async fn play(example: &Example) -> Result<String> {
     ensure!(stored > before, "the greeting was not stored: {before} rows before, {stored} after");
     println!("  {:<40} {stored} rows", "stored in greeter's database");
 
-    example.scale("keto", 0).await?;
-    println!("  Keto stopped");
-    refused(
-        example,
-        "with token and relation",
-        Some(&token),
-        (Code::Unavailable, "authorization unavailable"),
-    )
-    .await?;
+    // Keto comes back whatever the call was answered.
+    let without_keto = async {
+        example.scale("keto", 0).await?;
+        println!("  Keto stopped");
+        let unavailable = (Code::Unavailable, "authorization unavailable");
+        refused(example, "with token and relation", Some(&token), unavailable).await
+    };
+    let without_keto = without_keto.await;
     example.scale("keto", 1).await?;
+    without_keto?;
     println!("  Keto back");
     greeted(example, &token).await?;
     Ok(token)

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use crate::calls::{Answer, Edge};
 use crate::cluster::Cluster;
+use crate::forward::Forward;
 use crate::images::References;
-use crate::stack::{self, EDGE_PORT, SYSTEM_NAMESPACE};
-use crate::state::State;
+use crate::progress::Progress;
+use crate::stack::{self, SYSTEM_NAMESPACE};
+use crate::state::{Kind, State};
 use crate::wait;
 
 /// Namespace of the example.
@@ -48,6 +50,8 @@ pub struct Example {
     pub cluster: Cluster,
     pub edge: Edge,
     pub images: References,
+    /// To the edge of a cluster that is not the sandbox's.
+    _forward: Option<Forward>,
 }
 
 impl Example {
@@ -58,9 +62,10 @@ impl Example {
     /// When something does not become ready, with what `kubectl get` shows.
     pub async fn start(state: &State) -> Result<Self> {
         let cluster = Cluster::of(state)?;
-        let images = stack::images(state).await?;
+        let images = stack::images(state, &Progress::default()).await?;
+        let (edge, forward) = edge(state, &cluster).await?;
         stack::apply(&cluster, NAMESPACE, &stack::example("01-greeter", &images)?).await?;
-        let example = Self { cluster, edge: Edge::on(EDGE_PORT), images };
+        let example = Self { cluster, edge, images, _forward: forward };
         // A test that failed has left it, perhaps in a state that never gets ready.
         example.stop_echo().await?;
         example.wait_until_ready(NAMESPACE).await?;
@@ -182,7 +187,14 @@ impl Example {
             // A rollout to none is done while the pods still work off what they have in hand.
             let selector = self
                 .cluster
-                .kubectl(&["get", "-n", SYSTEM_NAMESPACE, &name, "-o", "jsonpath={.spec.selector.matchLabels}"])
+                .kubectl(&[
+                    "get",
+                    "-n",
+                    SYSTEM_NAMESPACE,
+                    &name,
+                    "-o",
+                    "jsonpath={.spec.selector.matchLabels}",
+                ])
                 .await?;
             let labels: BTreeMap<String, String> = serde_json::from_str(&selector)?;
             let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -192,6 +204,15 @@ impl Example {
         }
         Ok(())
     }
+}
+
+/// The way to the edge: a port that the sandbox publishes, else through kubectl.
+async fn edge(state: &State, cluster: &Cluster) -> Result<(Edge, Option<Forward>)> {
+    if matches!(state.settings()?.map(|settings| settings.cluster), Some(Kind::Existing { .. })) {
+        let forward = Forward::open(cluster).await?;
+        return Ok((Edge::on(forward.port), Some(forward)));
+    }
+    Ok((Edge::on(state.edge_port()?), None))
 }
 
 /// A user name that no run before has taken.

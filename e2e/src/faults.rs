@@ -8,7 +8,7 @@
 //! Jobs succeed), and the edge (what Traefik would serve is derived from the
 //! route objects; whether a caller may pass is the real Oathkeeper's word).
 
-pub mod bench;
+pub mod counts;
 pub mod edge;
 pub mod http;
 pub mod journal;
@@ -18,102 +18,74 @@ pub mod operator;
 pub mod plans;
 pub mod postgres;
 pub mod programs;
+pub mod report;
+pub mod rig;
 pub mod runner;
+pub mod scenarios;
 pub mod snapshot;
 pub mod sql;
 pub mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
 
-use self::plans::Plan;
-use self::runner::{Runner, Verdict};
+use self::plans::{Plan, Round};
+use self::report::Report;
+use self::runner::{Runner, STRICT, Verdict};
+use self::scenarios::Scenario;
 use crate::progress::Progress;
+
+/// How long nothing may be written after all plans.
+const REST: Duration = Duration::from_secs(60);
 
 /// Which plans to run.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// The plan with this id, or all whose id begins so.
     pub id: Option<String>,
-    /// At most so many, spread evenly.
+    /// At most so many, the same in every run.
     pub sample: Option<usize>,
+    /// The scenarios whose names begin so, and no plan unless `id` or `sample` asks for some. By
+    /// default all scenarios follow when all plans are run.
+    pub scenarios: Option<String>,
 }
 
-/// What became of the plans.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Plans whose fault happened and that ended as undisturbed.
-    pub passed: usize,
-    /// Plans whose write did not happen this time.
-    pub not_reached: Vec<String>,
-    /// Plans that ended otherwise, with what is wrong.
-    pub failed: Vec<(String, Vec<String>)>,
-    /// The longest time from the restart to the last write.
-    pub slowest: Duration,
-}
-
-impl Report {
-    /// Takes a verdict in; the words for it.
-    fn note(&mut self, id: &str, is_plan: bool, verdict: &Verdict) -> String {
-        match verdict {
-            Verdict::Passed(took) if is_plan => {
-                self.passed += 1;
-                self.slowest = self.slowest.max(*took);
-                format!("passed, converged after {:.1} s", took.as_secs_f64())
-            }
-            Verdict::Passed(_) => "passed".to_owned(),
-            Verdict::NotReached => {
-                self.not_reached.push(id.to_owned());
-                "not reached".to_owned()
-            }
-            Verdict::Failed(lines) => {
-                self.failed.push((id.to_owned(), lines.clone()));
-                format!("FAILED\n    {}", lines.join("\n    "))
-            }
+impl Selection {
+    fn has(&self, scenario: &Scenario) -> bool {
+        match &self.scenarios {
+            Some(name) => scenario.name.starts_with(name.as_str()),
+            None => self.id.is_none() && self.sample.is_none(),
         }
     }
 
-    /// Fails when a plan failed.
+    /// The plans for what `runner` has recorded.
     ///
     /// # Errors
-    /// The ids of the failed plans.
-    pub fn check(&self) -> Result<()> {
-        if self.failed.is_empty() {
-            return Ok(());
+    /// When no plan has the id.
+    pub fn plans(&self, runner: &Runner) -> Result<Vec<Plan>> {
+        if self.scenarios.is_some() && self.id.is_none() && self.sample.is_none() {
+            return Ok(Vec::new());
         }
-        let failed = self.failed.iter().map(|(id, lines)| format!("{id}\n    {}", lines.join("\n    ")));
-        bail!("{} plans failed:\n  {}", self.failed.len(), failed.collect::<Vec<_>>().join("\n  "))
+        let writes: BTreeMap<_, _> = runner
+            .recordings
+            .iter()
+            .map(|(step, recording)| (*step, recording.entries.writes.clone()))
+            .collect();
+        let mut plans = plans::all(&writes);
+        if let Some(id) = &self.id {
+            plans.retain(|plan| plan.id().starts_with(id.as_str()));
+            ensure!(!plans.is_empty(), "no plan's id begins with {id:?}; --list prints all");
+        }
+        Ok(match self.sample {
+            Some(count) => plans::sample(plans, count),
+            None => plans,
+        })
     }
-}
-
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { passed, not_reached, failed, slowest } = self;
-        let total = passed + not_reached.len() + failed.len();
-        write!(
-            f,
-            "{total} plans run: {passed} passed, {} failed, {} not reached; slowest convergence {:.1} s",
-            failed.len(),
-            not_reached.len(),
-            slowest.as_secs_f64()
-        )
-    }
-}
-
-fn chosen(runner: &Runner, selection: &Selection) -> Result<Vec<Plan>> {
-    let writes: BTreeMap<_, _> =
-        runner.recordings.iter().map(|(step, recording)| (*step, recording.entries.writes.clone())).collect();
-    let mut plans = plans::all(&writes);
-    if let Some(id) = &selection.id {
-        plans.retain(|plan| plan.id().starts_with(id.as_str()));
-        ensure!(!plans.is_empty(), "no plan's id begins with {id:?}; --list prints all");
-    }
-    Ok(match selection.sample {
-        Some(count) => plans::sample(plans, count),
-        None => plans,
-    })
 }
 
 /// Records the undisturbed steps and returns the ids of all plans.
@@ -121,49 +93,104 @@ fn chosen(runner: &Runner, selection: &Selection) -> Result<Vec<Plan>> {
 /// # Errors
 /// When the systems do not start or an undisturbed step fails.
 pub async fn list(selection: &Selection) -> Result<Vec<String>> {
-    let runner = Box::pin(Runner::start(&Progress::default())).await?;
-    Ok(chosen(&runner, selection)?.iter().map(Plan::id).collect())
+    let runner = Box::pin(Runner::start(STRICT, &Progress::default())).await?;
+    Ok(selection.plans(&runner)?.iter().map(Plan::id).collect())
 }
 
-/// Runs plans one after the other and prints each.
+/// Runs plans on `workers` sets of systems at a time and prints each, then the
+/// scenarios, then demands that nothing is written for a minute.
 ///
 /// # Errors
 /// When the systems do not start or an undisturbed step fails; a failed plan is in the report.
-pub async fn run(selection: &Selection) -> Result<Report> {
+pub async fn run(selection: &Selection, workers: NonZeroUsize) -> Result<Report> {
     let progress = Progress::default();
-    let mut runner = Box::pin(Runner::start(&progress)).await?;
-    run_on(&mut runner, selection, &progress).await
+    let starting = (0..workers.get()).map(|_| Box::pin(Runner::start(STRICT, &progress)));
+    let mut runners = try_join_all(starting).await?;
+    let plans = selection.plans(&runners[0])?;
+    let mut report = run_plans(&mut runners, plans, &progress).await?;
+    run_scenarios(&mut runners[0], |scenario| selection.has(scenario), &mut report, &progress).await?;
+    for runner in &runners {
+        let rest = runner.rest(REST).await;
+        report.note_scenario("nothing is written for a minute at the end", &rest, &progress);
+        report.calls += runner.rig.gate.calls();
+    }
+    progress.say(&report.to_string());
+    Ok(report)
 }
 
-/// The same on systems that run already; what `runner` leads to are others
-/// afterwards when a failed plan left those beyond repair.
+/// Runs plans on systems that run already; what a runner leads to are others
+/// afterwards when a failed plan left those beyond repair. A plan whose write
+/// did not happen is run once more.
 ///
 /// # Errors
 /// When new systems do not start; a failed plan is in the report.
-pub async fn run_on(runner: &mut Runner, selection: &Selection, progress: &Progress) -> Result<Report> {
-    let plans = chosen(runner, selection)?;
-    let total = plans.len();
-    let mut report = Report::default();
-    let mut number = 0;
-    for round in runner::schedule(plans) {
+pub async fn run_plans(runners: &mut [Runner], plans: Vec<Plan>, progress: &Progress) -> Result<Report> {
+    let report = Mutex::new(Report::of(plans.len()));
+    let mut due = plans;
+    for is_last in [false, true] {
+        let rounds = Mutex::new(VecDeque::from(plans::schedule(due)));
+        let workers = runners.iter_mut().map(|runner| Box::pin(work(runner, &rounds, &report, progress)));
+        try_join_all(workers).await?;
+        due = if is_last { Vec::new() } else { std::mem::take(&mut lock(&report).not_reached) };
+    }
+    Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn work(
+    runner: &mut Runner,
+    rounds: &Mutex<VecDeque<Round>>,
+    report: &Mutex<Report>,
+    progress: &Progress,
+) -> Result<()> {
+    loop {
+        let Some(round) = lock(rounds).pop_front() else { return Ok(()) };
         for (position, (step, plan)) in round.iter().enumerate() {
             let started = Instant::now();
             let verdict = runner.run(*step, plan.as_ref().map(|plan| plan.fault.clone())).await?;
-            let id = plan.as_ref().map_or_else(|| format!("{}:undisturbed", step.word()), Plan::id);
-            let result = report.note(&id, plan.is_some(), &verdict);
-            number += usize::from(plan.is_some());
-            let took = started.elapsed().as_secs_f64();
-            progress.say(&format!("{number}/{total} {id}: {result} ({took:.1} s)"));
+            let told = lock(report).note(*step, plan.as_ref(), &verdict);
+            progress.say(&format!("{told} ({:.1} s)", started.elapsed().as_secs_f64()));
             if matches!(verdict, Verdict::Failed(_)) {
                 let steps: Vec<_> = round[..=position].iter().map(|(step, _)| *step).collect();
                 if runner.recover(&steps).await.is_err() {
-                    progress.say("starting over with new systems");
-                    *runner = Box::pin(Runner::start(progress)).await?;
+                    renew(runner, progress).await?;
                     runner.walk(&steps).await?;
                 }
             }
         }
     }
-    progress.say(&report.to_string());
-    Ok(report)
+}
+
+/// Runs the scenarios that `is_wanted`, each from the created greeter back to
+/// it, and puts everything back when one fails.
+///
+/// # Errors
+/// When new systems do not start; a failed scenario is in the report.
+pub async fn run_scenarios(
+    runner: &mut Runner,
+    is_wanted: impl Fn(&Scenario) -> bool,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<()> {
+    for scenario in scenarios::ALL.iter().filter(|scenario| is_wanted(scenario)) {
+        let result = progress.step(scenario.name, (scenario.run)(runner)).await;
+        let result = result.with_context(|| format!("the operator said:\n{}", runner.rig.operator.log()));
+        report.note_scenario(scenario.name, &result, progress);
+        if result.is_err() {
+            scenarios::clear(&runner.rig).await;
+            if runner.rig.restart().await.is_err() || runner.recover(&[]).await.is_err() {
+                renew(runner, progress).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn renew(runner: &mut Runner, progress: &Progress) -> Result<()> {
+    progress.say("starting over with new systems");
+    *runner = Box::pin(Runner::start(runner.bars, progress)).await?;
+    Ok(())
 }

@@ -33,7 +33,7 @@ const IMPORTS_AT_A_TIME: usize = 3;
 ///
 /// # Errors
 /// When a build, an archive or an import fails, or the sandbox does not run.
-pub async fn build_and_import(state: &State) -> Result<References> {
+pub async fn build_and_import(state: &State, progress: &Progress) -> Result<References> {
     match state.settings()?.filter(|settings| settings.ready).map(|settings| settings.cluster) {
         Some(Kind::Full { .. }) => {}
         Some(Kind::ControlPlane { .. }) => bail!("a control plane without node has no use for images"),
@@ -42,11 +42,10 @@ pub async fn build_and_import(state: &State) -> Result<References> {
         ),
         None => bail!("no sandbox is up in {}: run `cargo sandbox up`", state.dir().display()),
     }
-    let progress = Progress::default();
-    let programs = substrate::build(&Component::ALL, &progress).await?;
-    let mut recipes = catalog::substrate(&programs, &progress).await?;
-    recipes.extend(workspace::recipes(&progress).await?);
-    import(state, &recipes, &progress).await
+    let programs = substrate::build(&Component::ALL, progress).await?;
+    let mut recipes = catalog::substrate(&programs, progress).await?;
+    recipes.extend(workspace::recipes(progress).await?);
+    import(state, &recipes, progress).await
 }
 
 /// Writes the archives of `recipes` and imports those that containerd lacks.

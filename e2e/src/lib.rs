@@ -6,6 +6,7 @@
 //! the images are written as archives that containerd imports.
 
 pub mod audit;
+pub mod bench;
 pub mod calls;
 pub mod checks;
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod daemon;
 pub mod demo;
 pub mod example;
 pub mod faults;
+pub mod forward;
 pub mod gate;
 pub mod images;
 pub mod kubectl;
@@ -22,6 +24,7 @@ pub mod node;
 pub mod operated;
 pub mod packages;
 pub mod ports;
+pub mod prober;
 pub mod progress;
 pub mod replica;
 pub mod sandbox;

@@ -57,10 +57,19 @@ impl Operated {
     /// # Errors
     /// When there is no client for it.
     pub async fn operate(&mut self, identity: &str) -> Result<()> {
+        let connection = cluster::config(&self.plane.kubeconfig(), None).await?;
+        self.operate_through(identity, connection)
+    }
+
+    /// The same with a connection that something may stand in.
+    ///
+    /// # Errors
+    /// When there is no client for it.
+    pub fn operate_through(&mut self, identity: &str, connection: kube::Config) -> Result<()> {
         self.cut_off();
         let config = config(identity);
         // A client of its own: cutting off the operator must not cut off the test.
-        let client = client::from_config(cluster::config(&self.plane.kubeconfig(), None).await?)?;
+        let client = client::from_config(connection)?;
         self.operator = Some(tokio::spawn(async move {
             if let Err(error) = run::operate(client, config).await {
                 eprintln!("the operator ended: {error:#}");
@@ -84,7 +93,8 @@ impl Operated {
         &self.plane
     }
 
-    fn cut_off(&mut self) {
+    /// Ends the operator in the middle of whatever it does.
+    pub fn cut_off(&mut self) {
         if let Some(operator) = self.operator.take() {
             operator.abort();
         }

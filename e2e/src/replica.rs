@@ -2,7 +2,7 @@
 //! grants, on a control plane: what a test can kill, stop and continue.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -73,12 +73,25 @@ impl Replica {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(plane: &ControlPlane, name: &str, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::run(&binary()?, plane, name, variables).await
+    }
+
+    /// The same of a program that lies elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn run(
+        program: &Path,
+        plane: &ControlPlane,
+        name: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let token = plane.kubectl(&["create", "token", "peristyle", "-n", SYSTEM_NAMESPACE]).await?;
         let token = token.trim();
         let [admin] = ports::free()?;
         let log = plane.state().log(name);
         let output = File::create(&log)?;
-        let mut process = Command::new(binary()?);
+        let mut process = Command::new(program);
         process.args(["run", "--identity", name, "--admin-address", &format!("127.0.0.1:{admin}")]);
         process.env_clear().env("KUBECONFIG", kubeconfig(plane, name, token)?);
         process.envs(variables.iter().copied());
@@ -93,11 +106,28 @@ impl Replica {
     /// At the deadline, with its log.
     pub async fn wait_until_ready(&self) -> Result<()> {
         let ready = wait::until("the operator is ready", PATIENCE, async || {
-            let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", self.admin)).await?;
-            ensure!(answer.status().is_success(), "{}", answer.text().await?);
+            let (is_ready, text) = self.readiness().await?;
+            ensure!(is_ready, "{text}");
             Ok(())
         });
         ready.await.with_context(|| self.said())
+    }
+
+    /// Whether its caches are filled, and what it says of them.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn readiness(&self) -> Result<(bool, String)> {
+        let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", self.admin)).await?;
+        Ok((answer.status().is_success(), answer.text().await?))
+    }
+
+    /// Whether the process has not ended.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Waits until it holds the Lease.
@@ -106,7 +136,8 @@ impl Replica {
     /// At the deadline, with its log.
     pub async fn wait_until_leading(&self) -> Result<()> {
         let leading = wait::until("the operator leads", PATIENCE, async || {
-            ensure!(self.metrics().await?.contains("peristyle_leader 1"), "it does not");
+            // The help of the metric begins with its name too.
+            ensure!(self.metrics().await?.lines().any(|line| line == "peristyle_leader 1"), "it does not");
             Ok(())
         });
         leading.await.with_context(|| self.said())
@@ -131,8 +162,15 @@ impl Replica {
     /// # Errors
     /// When it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.child.id().context("the operator has ended")?;
-        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), signal)?)
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("the operator has ended")
     }
 
     /// Waits until it has ended.

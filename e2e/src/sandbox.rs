@@ -5,6 +5,7 @@ mod full;
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::Ipv4Net;
@@ -17,6 +18,9 @@ use crate::node::leftovers;
 use crate::progress::Progress;
 use crate::state::{Kind, Settings, State};
 use crate::substrate::{self, Component};
+
+/// How long an API server that works may take to say so.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What `up` makes.
 #[derive(Clone, Debug)]
@@ -40,21 +44,20 @@ pub enum Wanted {
 ///
 /// # Errors
 /// Which step failed, the end of its log and what to do.
-pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
-    let progress = Progress::default();
+pub async fn up(state: &State, wanted: &Wanted, progress: &Progress) -> Result<()> {
     let _lock = state.lock()?;
     if runs(state).await {
         ensure_same(state, wanted)?;
         progress.say("the sandbox is up already");
         return Ok(());
     }
-    clear(state, &progress).await?;
+    clear(state, progress).await?;
     let outcome = unless_interrupted(async {
         match wanted {
-            Wanted::Full { network, published } => full::up(state, *network, published, &progress).await,
-            Wanted::ControlPlane => control_plane::start_without_node(state, &progress).await,
+            Wanted::Full { network, published } => full::up(state, *network, published, progress).await,
+            Wanted::ControlPlane => control_plane::start_without_node(state, progress).await,
             Wanted::Existing { kubeconfig, context } => {
-                adopt(state, kubeconfig, context.as_deref(), &progress).await
+                adopt(state, kubeconfig, context.as_deref(), progress).await
             }
         }
     })
@@ -71,8 +74,6 @@ pub async fn up(state: &State, wanted: &Wanted) -> Result<()> {
             if logs.exists() { format!("; its logs stay in {}", logs.display()) } else { String::new() };
         return Err(error.context(format!("the sandbox did not come up{place}")));
     }
-    eprintln!("\n{}", progress.table());
-    eprintln!("export KUBECONFIG={}", state.text("kubeconfig"));
     Ok(())
 }
 
@@ -166,11 +167,14 @@ async fn runs(state: &State) -> bool {
     let Ok(cluster) = Cluster::of(state) else {
         return false;
     };
-    let daemons_run = daemon::check(state).is_ok();
+    if daemon::check(state).is_err() {
+        return false;
+    }
     let Ok(client) = cluster.client().await else {
         return false;
     };
-    daemons_run && cluster::readiness(&client).await.is_ok()
+    // An API server that is stopped accepts and never answers.
+    matches!(tokio::time::timeout(ANSWER, cluster::readiness(&client)).await, Ok(Ok(())))
 }
 
 /// Removes what a sandbox left, except its directory and the logs in it.
@@ -180,7 +184,7 @@ async fn clear(state: &State, progress: &Progress) -> Result<()> {
         progress.say(&format!("cleared {}", cleared.join(", ")));
     }
     for entry in fs::read_dir(state.dir())?.flatten() {
-        if entry.file_name() != "lock" {
+        if !State::is_kept(&entry.file_name()) {
             remove(&entry.path())?;
         }
     }
@@ -205,12 +209,17 @@ async fn adopt(state: &State, kubeconfig: &Path, context: Option<&str>, progress
 }
 
 /// Ends `work` at its next await when the user interrupts it.
-async fn unless_interrupted(work: impl Future<Output = Result<()>>) -> Result<()> {
+///
+/// # Errors
+/// Those of `work`, or that it was interrupted.
+pub async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         outcome = work => outcome,
         _ = interrupt.recv() => Err(anyhow!("interrupted")),
         _ = terminate.recv() => Err(anyhow!("terminated")),
+        _ = hangup.recv() => Err(anyhow!("the terminal is gone")),
     }
 }

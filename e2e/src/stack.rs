@@ -10,12 +10,13 @@ use tokio::process::Command;
 use crate::cluster::Cluster;
 use crate::command;
 use crate::images::{self, References};
+use crate::progress::Progress;
 use crate::state::{Kind, State};
 use crate::substrate::{Component, Programs};
 
 /// Namespace of the operator and of the evaluation stack.
 pub const SYSTEM_NAMESPACE: &str = "peristyle-system";
-/// Port of 127.0.0.1 that leads to the edge of the sandbox.
+/// Port of 127.0.0.1 that leads to the edge of the sandbox, unless another is named.
 pub const EDGE_PORT: u16 = 8080;
 /// Image of the workloads in the examples.
 const SUITE_IMAGE: &str = "ghcr.io/peristyle/suite:0.1.0";
@@ -25,10 +26,10 @@ const CHARTS: [&str; 3] = ["peristyle-crds", "peristyle", "peristyle-stack"];
 ///
 /// # Errors
 /// When an image cannot be built or imported.
-pub async fn images(state: &State) -> Result<References> {
+pub async fn images(state: &State, progress: &Progress) -> Result<References> {
     match state.settings()?.map(|settings| settings.cluster) {
         Some(Kind::Existing { .. }) => Ok(References::new()),
-        _ => images::build_and_import(state).await,
+        _ => images::build_and_import(state, progress).await,
     }
 }
 
@@ -37,16 +38,21 @@ pub async fn images(state: &State) -> Result<References> {
 ///
 /// # Errors
 /// When an image, a chart or a rollout fails.
-pub async fn install(state: &State) -> Result<Cluster> {
+pub async fn install(state: &State, progress: &Progress) -> Result<Cluster> {
     let cluster = Cluster::of(state)?;
-    let images = images(state).await?;
+    let images = images(state, progress).await?;
+    let port = if images.is_empty() { EDGE_PORT } else { state.edge_port()? };
+    progress.step("charts", charts(&cluster, &images, port)).await?;
+    Ok(cluster)
+}
+
+async fn charts(cluster: &Cluster, images: &References, edge_port: u16) -> Result<()> {
     let definitions = traefik_definitions().await?;
     cluster.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &definitions]).await?;
-    helm(&cluster, "peristyle-crds", &[], &json!({})).await?;
-    helm(&cluster, "peristyle", &[], &operator_values(&images)).await?;
+    helm(cluster, "peristyle-crds", &[], &json!({})).await?;
+    helm(cluster, "peristyle", &[], &operator_values(images)).await?;
     let demo = format!("{}/charts/peristyle-stack/values-demo.yaml", crate::workspace().display());
-    helm(&cluster, "peristyle-stack", &[&demo], &stack_values(&images)).await?;
-    Ok(cluster)
+    helm(cluster, "peristyle-stack", &[&demo], &stack_values(images, edge_port)).await
 }
 
 async fn helm(cluster: &Cluster, chart: &str, files: &[&str], values: &Value) -> Result<()> {
@@ -81,13 +87,13 @@ fn operator_values(images: &References) -> Value {
     values
 }
 
-fn stack_values(images: &References) -> Value {
+fn stack_values(images: &References, edge_port: u16) -> Value {
     if images.is_empty() {
         return json!({});
     }
     let mut values = json!({
         "agent": image(images, "peristyle"),
-        "traefik": {"web": {"hostPort": EDGE_PORT}},
+        "traefik": {"web": {"hostPort": edge_port}},
         "postgres": {"binDir": "/usr/lib/postgresql/15/bin", "user": 100, "group": 102},
     });
     for name in ["traefik", "oathkeeper", "keto", "postgres"] {

@@ -17,6 +17,9 @@ pub const STATE_DIR_VARIABLE: &str = "PERISTYLE_STATE_DIR";
 /// state directory takes 40.
 const LONGEST_STATE_DIR: usize = 64;
 
+/// Says that a directory is a sandbox's: everything in it may be removed.
+const MARKER: &str = ".peristyle-sandbox";
+
 /// The directory of one sandbox.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -172,12 +175,28 @@ impl State {
         Ok(path)
     }
 
-    /// Keeps other sandbox commands off this directory until the result is dropped.
+    /// The port of 127.0.0.1 that leads to the edge.
     ///
     /// # Errors
-    /// When another command holds the lock or the directory cannot be written.
+    /// When no sandbox with a node is up, or it publishes no port.
+    pub fn edge_port(&self) -> Result<u16> {
+        match self.settings()?.map(|settings| settings.cluster) {
+            Some(Kind::Full { published, .. }) if !published.is_empty() => Ok(published[0]),
+            Some(Kind::Full { .. }) => bail!(
+                "the sandbox that is up publishes no port: run `cargo sandbox down`, then `cargo sandbox demo`"
+            ),
+            _ => bail!("no sandbox with a node is up in {}: run `cargo sandbox up`", self.dir.display()),
+        }
+    }
+
+    /// Takes the directory for a sandbox and keeps other sandbox commands off
+    /// it until the result is dropped.
+    ///
+    /// # Errors
+    /// When the directory is somebody else's, another command holds the lock,
+    /// or it cannot be written.
     pub fn lock(&self) -> Result<File> {
-        fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
+        self.claim()?;
         let file = File::create(self.path("lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
@@ -186,6 +205,27 @@ impl State {
             }
             Err(TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
         }
+    }
+
+    /// Marks a new or empty directory. One that holds anything else is never
+    /// touched: `down` removes the whole directory.
+    fn claim(&self) -> Result<()> {
+        let dir = self.dir.display();
+        if self.path(MARKER).exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot create {dir}"))?;
+        if fs::read_dir(&self.dir).with_context(|| format!("cannot read {dir}"))?.next().is_some() {
+            bail!("{dir} is not empty and no sandbox's: name a new or empty directory with --state-dir");
+        }
+        self.write(MARKER, "Made by `cargo sandbox`, which removes everything in this directory.\n")?;
+        Ok(())
+    }
+
+    /// Whether a file of the directory outlives the clearing of what a sandbox left.
+    #[must_use]
+    pub fn is_kept(name: &std::ffi::OsStr) -> bool {
+        name == "lock" || name == MARKER
     }
 }
 
@@ -248,5 +288,16 @@ mod tests {
         assert!(state.lock().unwrap_err().to_string().contains("another sandbox command"));
         drop(held);
         state.lock().unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused_and_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis"), "years of work").unwrap();
+        let error = State::at(dir.path()).unwrap().lock().unwrap_err().to_string();
+        assert!(error.contains("--state-dir") && error.contains(dir.path().to_str().unwrap()), "{error}");
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["thesis"]);
     }
 }

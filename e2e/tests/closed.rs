@@ -2,83 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use anyhow::{Result, ensure};
-use e2e::calls::Edge;
 use e2e::example::{ECHO, Example, GREETER, NAMESPACE, PROPAGATION, new_user};
+use e2e::prober::{Prober, Target};
 use e2e::state::State;
 use e2e::{stack, wait};
-use reqwest::Method;
 use tonic::Code;
 
 /// What the edge says to a call without a token. The greeter, which asks for a
 /// token of its own, has other words for the same code: they would be a leak.
 const REFUSAL: &str = "authentication required";
+/// Calls without a token that each deletion is watched by.
+const CALLS_PER_DELETION: u64 = 300;
 
-/// Calls without a token, one after the other, until told to stop.
-struct Prober {
-    stop: Arc<AtomicBool>,
-    calls: Arc<AtomicU64>,
-    task: tokio::task::JoinHandle<Option<String>>,
-}
-
-impl Prober {
-    fn start(edge: &Edge) -> Self {
-        let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (edge, stopped, counted) = (edge.clone(), stop.clone(), calls.clone());
-        let task = tokio::spawn(async move {
-            while !stopped.load(Ordering::Relaxed) {
-                if let Some(leak) = leak(&edge).await {
-                    // Here, too: whoever waits for more calls fails first, and says nothing of it.
-                    eprintln!("a call without a token got through: {leak}");
-                    return Some(leak);
-                }
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-            None
-        });
-        Self { stop, calls, task }
-    }
-
-    fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    /// Waits for so many more calls.
-    async fn more(&self, calls: u64) -> Result<()> {
-        let enough = self.calls() + calls;
-        wait::until("more calls were made", PROPAGATION, async || {
-            ensure!(!self.task.is_finished(), "the prober ended");
-            ensure!(self.calls() >= enough, "{} of {enough}", self.calls());
-            Ok(())
-        })
-        .await
-    }
-
-    async fn finish(self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let leak = self.task.await?;
-        ensure!(leak.is_none(), "a call without a token got through: {leak:?}");
-        Ok(self.calls.load(Ordering::Relaxed))
-    }
-}
-
-/// What a call without a token was answered, if the answer is a workload's:
-/// the greeter greets or asks for a token in its own words, the echo says 200.
-async fn leak(edge: &Edge) -> Option<String> {
-    match edge.greet(GREETER, None, "prober").await {
-        Ok(answer) => return Some(format!("the greeter answered {:?}", answer.message)),
-        Err(status) if status.code() == Code::Unauthenticated && status.message() != REFUSAL => {
-            return Some(format!("the greeter was reached: {}", status.message()));
-        }
-        Err(_) => {}
-    }
-    match edge.http(Method::GET, ECHO, "/mine", &[], None).await {
-        Ok(answer) if answer.status == 200 => Some(format!("the echo answered: {}", answer.body)),
-        _ => None,
-    }
+fn prober(example: &Example) -> Prober {
+    let greeter = Target::Greeter { host: GREETER.to_owned(), refusal: REFUSAL };
+    let echo = Target::Page { host: ECHO.to_owned(), path: "/mine" };
+    Prober::start(&example.edge, &[greeter, echo]).unwrap()
 }
 
 async fn code(example: &Example, token: &str) -> Code {
@@ -97,10 +37,16 @@ async fn is_served(example: &Example, token: &str) -> Result<()> {
     .await
 }
 
-async fn is_cut_off(example: &Example, token: &str) -> Result<()> {
-    wait::until("the edge has noticed", PROPAGATION, async || {
-        let code = code(example, token).await;
-        ensure!(code != Code::Ok, "calls with a token are still served");
+/// Waits until the edge has noticed what `service` lacks.
+async fn is_cut_off(example: &Example, token: &str, service: &str) -> Result<()> {
+    wait::until(&format!("{service} is cut off"), PROPAGATION, async || {
+        let is_served = if service == "greeter" {
+            code(example, token).await == Code::Ok
+        } else {
+            let bearer = format!("Bearer {token}");
+            example.get_echo("/mine", &[("authorization", &bearer)]).await?.status == 200
+        };
+        ensure!(!is_served, "calls with a token are still served");
         Ok(())
     })
     .await
@@ -134,9 +80,10 @@ async fn what_is_deleted_comes_back_and_nothing_opens_meanwhile() {
             victims.extend(found);
         }
     }
-    let prober = Prober::start(&example.edge);
+    let prober = prober(&example);
     for victim in &victims {
         example.cluster.kubectl(&["delete", "-n", NAMESPACE, victim]).await.unwrap();
+        prober.more(CALLS_PER_DELETION).await.unwrap();
         wait::until(&format!("{victim} is back"), PROPAGATION, async || {
             example.cluster.kubectl(&["get", "-n", NAMESPACE, victim]).await
         })
@@ -145,15 +92,17 @@ async fn what_is_deleted_comes_back_and_nothing_opens_meanwhile() {
         is_served(&example, &token).await.unwrap();
     }
     example.cluster.kubectl(&["delete", "-n", NAMESPACE, "apol/greeter", "apol/echo"]).await.unwrap();
-    is_cut_off(&example, &token).await.unwrap();
-    prober.more(10).await.unwrap();
+    for service in ["greeter", "echo"] {
+        is_cut_off(&example, &token, service).await.unwrap();
+    }
+    prober.more(CALLS_PER_DELETION).await.unwrap();
     let manifests = stack::example("01-greeter", &example.images).unwrap();
     stack::apply(&example.cluster, NAMESPACE, &manifests).await.unwrap();
     example.start_echo().await.unwrap();
     example.allow(&[&user]).await.unwrap();
     is_served(&example, &token).await.unwrap();
     let calls = prober.finish().await.unwrap();
-    println!("{calls} pairs of calls without a token while {} objects were deleted", victims.len() + 2);
+    println!("{calls}, while {} objects were deleted", victims.len() + 2);
     example.stop_echo().await.unwrap();
 }
 
@@ -162,22 +111,24 @@ async fn what_is_deleted_comes_back_and_nothing_opens_meanwhile() {
 #[tokio::test]
 async fn with_the_operator_away_each_missing_part_keeps_the_route_closed() {
     let (example, _, token) = setup().await;
-    let prober = Prober::start(&example.edge);
-    for part in ["-authn-", "-grpc-errors-", "-parent-", "service/greeter"] {
-        let mut found =
-            names(&example, "middlewares.traefik.io,ingressroutes.traefik.io,services", "greeter")
-                .await
-                .unwrap();
-        found.retain(|name| name == part || (part.starts_with('-') && name.contains(part)));
-        assert_eq!(found.len(), 1, "{part}: {found:?}");
-        example.scale("peristyle", 0).await.unwrap();
-        example.cluster.kubectl(&["delete", "-n", NAMESPACE, &found[0]]).await.unwrap();
-        is_cut_off(&example, &token).await.unwrap();
-        prober.more(20).await.unwrap();
-        example.scale("peristyle", 2).await.unwrap();
-        is_served(&example, &token).await.unwrap();
+    for (service, parts) in [
+        ("greeter", &["-authn-", "-headers-", "-grpc-errors-", "-parent-", "service/greeter"][..]),
+        ("echo", &["-authn-", "-headers-", "-parent-", "service/echo"]),
+    ] {
+        for part in parts {
+            let kinds = "middlewares.traefik.io,ingressroutes.traefik.io,services";
+            let mut found = names(&example, kinds, service).await.unwrap();
+            found.retain(|name| name == part || (part.starts_with('-') && name.contains(part)));
+            assert_eq!(found.len(), 1, "{service} {part}: {found:?}");
+            example.scale("peristyle", 0).await.unwrap();
+            let prober = prober(&example);
+            example.cluster.kubectl(&["delete", "-n", NAMESPACE, &found[0]]).await.unwrap();
+            is_cut_off(&example, &token, service).await.unwrap();
+            prober.more(CALLS_PER_DELETION).await.unwrap();
+            example.scale("peristyle", 2).await.unwrap();
+            is_served(&example, &token).await.unwrap();
+            println!("{service} without {part}: {}", prober.finish().await.unwrap());
+        }
     }
-    let calls = prober.finish().await.unwrap();
-    println!("{calls} pairs of calls without a token");
     example.stop_echo().await.unwrap();
 }

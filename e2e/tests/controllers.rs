@@ -293,7 +293,7 @@ async fn a_name_that_somebody_took_before_stays_theirs_whatever_kind_it_is() {
                 let foreign = squat(&bench, child, disguise).await.unwrap();
                 bench.apply(&name, spec.clone()).await.unwrap();
                 kinds.insert(kind.to_owned());
-                taken.push((name, kind.to_owned(), foreign));
+                taken.push((name, kind.to_owned(), disguise, foreign));
             }
         }
     }
@@ -309,9 +309,17 @@ async fn a_name_that_somebody_took_before_stays_theirs_whatever_kind_it_is() {
         "ServiceAccount",
     ];
     assert!(expected.iter().all(|kind| kinds.contains(*kind)), "{kinds:?}");
-    for (service, kind, foreign) in taken {
+    for (service, kind, disguise, foreign) in taken {
         let child = foreign.name_any();
         wait::until(&format!("the conflict over {kind} {child} is reported"), PATIENCE, async || {
+            if kind == "IngressRoute"
+                && disguise
+                && let Ok((reason, _)) = bench.condition(&service, "RoutesProgrammed").await
+                && reason == "HostConflict"
+            {
+                // What the edge loads for the host is somebody else's: it is not even tried.
+                return Ok(());
+            }
             let (reason, message) = bench.condition(&service, "Ready").await?;
             ensure!(reason == "NameConflict", "{reason}: {message}");
             ensure!(message.contains(&format!("{kind} {child} ")), "{message}");

@@ -75,6 +75,8 @@ async fn render_prints_the_children_without_a_cluster_and_the_api_server_takes_t
         "kind: Job",
         "kind: IngressRoute",
         "kind: Middleware",
+        "kind: ConfigMap",
+        "# Secret rendered/greeter-db ",
     ] {
         assert!(children.contains(kind), "no {kind} in:\n{children}");
     }
@@ -84,7 +86,9 @@ async fn render_prints_the_children_without_a_cluster_and_the_api_server_takes_t
     example.cluster.kubectl_with_input(&apply, &namespace.to_string()).await.unwrap();
     // As the operator: nobody else may set the label that the edge loads by.
     let operator = format!("--as=system:serviceaccount:{SYSTEM_NAMESPACE}:peristyle");
-    let dry_run = ["apply", "--server-side", "--dry-run=server", "-n", "rendered", &operator, "-f", "-"];
+    // Under its name, too: what it has published is there already.
+    let manager = "--field-manager=peristyle";
+    let dry_run = ["apply", "--server-side", "--dry-run=server", manager, &operator, "-f", "-"];
     let said = example.cluster.kubectl_with_input(&dry_run, &children).await;
     example.cluster.kubectl(&["delete", "namespace", "rendered", "--wait=false"]).await.unwrap();
     said.unwrap();

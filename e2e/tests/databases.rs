@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "the operator's own tests use the rest of it")]
 mod server;
 
+#[path = "databases/life.rs"]
+mod life;
 #[path = "databases/outside.rs"]
 mod outside;
 #[path = "databases/rotation.rs"]
@@ -406,7 +408,20 @@ async fn an_embedded_server_is_a_pod_of_the_operators_namespace() {
     let password = String::from_utf8(secret.data.unwrap()["password"].0.clone()).unwrap();
     assert!(!serde_json::to_string(&set).unwrap().contains(&password), "the password is in the pod's spec");
 
+    // Another password would lock the operator out of the server that there is.
+    secrets.delete("dev-postgres", &DeleteParams::default()).await.unwrap();
+    let classes: Api<DatabaseClass> = Api::all(client.clone());
+    wait::until("the class says what is lost", PATIENCE, async || {
+        let conditions = classes.get("dev").await?.status.context("no status")?.conditions;
+        let ready = conditions.iter().find(|c| c.type_ == "Ready").context("no Ready")?;
+        ensure!(ready.status == "False" && ready.message.contains("restore it"), "{ready:?}");
+        ensure!(secrets.get_opt("dev-postgres").await?.is_none(), "another password was made");
+        Ok(())
+    })
+    .await
+    .unwrap();
     sets.delete("dev-postgres", &DeleteParams::default()).await.unwrap();
+    wait::object(&secrets, "dev-postgres", "is made again", PATIENCE, |_: &Secret| true).await.unwrap();
     wait::object(&sets, "dev-postgres", "is made again", PATIENCE, |now: &StatefulSet| {
         now.uid() != set.uid()
     })

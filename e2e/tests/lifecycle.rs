@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -177,6 +178,20 @@ fn a_full_sandbox_comes_up_survives_the_death_of_its_processes_and_leaves_nothin
 }
 
 #[test]
+fn a_directory_with_somebodys_files_is_neither_used_nor_removed() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let sandbox = Sandbox::new();
+    let thesis = sandbox.dir.path().join("thesis");
+    fs::write(&thesis, "years of work").unwrap();
+    for action in [vec!["up", "--control-plane"], vec!["down"], vec!["demo"]] {
+        let output = sandbox.command(&action).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("--state-dir"), "{action:?}: {said}");
+        assert_eq!(names(sandbox.path()), BTreeSet::from(["thesis".to_owned()]), "{action:?}");
+    }
+}
+
+#[test]
 fn an_interrupted_up_leaves_nothing_but_logs() {
     let _alone = as_root_and_alone();
     let before = Machine::now();
@@ -211,9 +226,16 @@ fn a_cluster_that_exists_is_used_and_left_alone() {
     existing.run(&["up", "--control-plane"]);
     let processes = processes_of(existing.path());
     let kubeconfig = existing.dir.path().join("kubeconfig");
-    let up = ["up", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    // Its own context is not the current one of the file.
+    let several = adopting.dir.path().with_extension("kubeconfig");
+    let text = fs::read_to_string(&kubeconfig).unwrap();
+    let own = existing.kubectl("config current-context");
+    let current = format!("current-context: {}", own.trim());
+    assert!(text.contains(&current), "{text}");
+    fs::write(&several, text.replace(&current, "current-context: elsewhere")).unwrap();
+    let up = ["up", "--kubeconfig", several.to_str().unwrap(), "--context", own.trim()];
     adopting.run(&up);
-    assert_eq!(adopting.run(&["kubeconfig"]).trim(), kubeconfig.to_str().unwrap());
+    assert_eq!(adopting.run(&["kubeconfig"]).trim(), several.to_str().unwrap());
     assert!(adopting.run(&["status"]).contains("existing cluster"));
     assert!(adopting.run(&up).contains("up already"), "a second up did something");
 
@@ -223,6 +245,7 @@ fn a_cluster_that_exists_is_used_and_left_alone() {
 
     adopting.run(&["down"]);
     assert!(!adopting.dir.path().exists());
+    fs::remove_file(several).unwrap();
     assert_eq!(processes_of(existing.path()), processes, "the cluster was not left alone");
     assert!(existing.kubectl("get --raw /readyz").contains("ok"));
     existing.run(&["down"]);
@@ -250,6 +273,27 @@ async fn a_control_plane_of_a_test_ends_when_it_is_dropped() {
     drop(plane);
     assert_eq!(processes_of(&path), Vec::<i32>::new(), "processes are left");
     assert!(!Path::new(&path).exists());
+}
+
+/// Set for the process that the test below kills.
+const HOLD: &str = "PERISTYLE_TEST_HOLD";
+
+#[tokio::test]
+async fn a_control_plane_ends_with_a_test_that_is_killed() {
+    if std::env::var_os(HOLD).is_some() {
+        let plane = ControlPlane::start().await.unwrap();
+        println!("\nheld: {}", plane.state().dir().display());
+        return std::future::pending().await;
+    }
+    let mut killed = Command::new(std::env::current_exe().unwrap());
+    killed.args(["--exact", "a_control_plane_ends_with_a_test_that_is_killed", "--nocapture"]);
+    let mut killed = killed.env(HOLD, "1").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(killed.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let path = lines.find_map(|line| line.strip_prefix("held: ").map(str::to_owned)).unwrap();
+    assert!(!processes_of(&format!("{path}/etcd")).is_empty());
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    wait_until("nothing of it is left", || processes_of(&path).is_empty() && !Path::new(&path).exists());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::audit::{self, Request};
 use e2e::operated::{NAMESPACE, Operated};
 use e2e::replica::{self, Replica};
+use e2e::stack::SYSTEM_NAMESPACE;
 use e2e::wait;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Event};
 use kube::{
@@ -228,6 +229,93 @@ async fn a_right_that_is_missing_is_named_and_heals_soon_after_it_is_granted() {
     assert_eq!(events.len(), 1, "one transition, one event: {events:?}");
 }
 
+#[tokio::test]
+async fn a_right_that_is_missing_in_one_namespace_is_missed_only_there() {
+    let (bench, _leader) = Bench::with_leader().await.unwrap();
+    let role = ["get", "clusterrole", "peristyle", "-o", "json"];
+    let mut role: Value = serde_json::from_str(&bench.0.plane.kubectl(&role).await.unwrap()).unwrap();
+    let mut own = json!([]);
+    for rule in role["rules"].as_array_mut().unwrap() {
+        if rule["resources"] == json!(["deployments"]) {
+            own = json!([rule.clone()]);
+            rule["verbs"] = json!(["list", "watch"]);
+        }
+    }
+    role["metadata"] = json!({"name": "peristyle"});
+    let replace = ["replace", "-f", "-"];
+    bench.0.plane.kubectl_with_input(&replace, &role.to_string()).await.unwrap();
+    let grant = async |namespace: &str| {
+        let rbac = |kind: &str| {
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
+            "metadata": {"name": "deployments", "namespace": namespace}})
+        };
+        let mut items = [rbac("Role"), rbac("RoleBinding")];
+        items[0]["rules"] = own.clone();
+        items[1]["roleRef"] =
+            json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "deployments"});
+        items[1]["subjects"] =
+            json!([{"kind": "ServiceAccount", "name": "peristyle", "namespace": SYSTEM_NAMESPACE}]);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+        bench.0.plane.kubectl_with_input(&["apply", "-f", "-"], &list).await.unwrap();
+    };
+    grant(NAMESPACE).await;
+    bench.0.plane.kubectl(&["create", "namespace", "closed"]).await.unwrap();
+    let spec = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service",
+        "metadata": {"name": "orders", "namespace": "closed"}, "spec": {"image": "x:1"}});
+    bench.0.plane.kubectl_with_input(&["create", "-f", "-"], &spec.to_string()).await.unwrap();
+    let reason = async || {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].reason}";
+        bench.0.plane.kubectl(&["get", "psvc", "orders", "-n", "closed", "-o", path]).await
+    };
+    wait::until("the missing right is reported", PATIENCE, async || {
+        let reason = reason().await?;
+        ensure!(reason == "Forbidden", "{reason}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for name in ["a", "b", "c"] {
+        bench.settled(name).await.unwrap();
+    }
+    grant("closed").await;
+    let granted = Instant::now();
+    wait::until("it heals", PATIENCE * 2, async || {
+        let reason = reason().await?;
+        ensure!(reason == "RolloutInProgress", "{reason}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(granted.elapsed() <= Duration::from_secs(60), "{:?}", granted.elapsed());
+}
+
+#[tokio::test]
+async fn a_start_that_waits_for_a_right_says_which() {
+    let operated = Operated::prepare().await.unwrap();
+    replica::grant(&operated.plane).await.unwrap();
+    let first = ["get", "clusterrole", "peristyle", "-o", "jsonpath={.rules[0].resources}"];
+    let all: Value = serde_json::from_str(&operated.plane.kubectl(&first).await.unwrap()).unwrap();
+    assert_eq!(all[0], "services", "another rule is the first");
+    let read = async |resources: Value| {
+        let patch = json!([{"op": "replace", "path": "/rules/0/resources", "value": resources}]).to_string();
+        let patch = ["patch", "clusterrole", "peristyle", "--type=json", "-p", &patch];
+        operated.plane.kubectl(&patch).await.unwrap();
+    };
+    read(json!(["databases"])).await;
+    let waiting = Replica::start(&operated.plane, "waiting").await.unwrap();
+    wait::until("/readyz names the right", PATIENCE, async || {
+        let (is_ready, text) = waiting.readiness().await?;
+        ensure!(!is_ready && text.contains("cannot list resource \"services\""), "{text}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    read(all).await;
+    waiting.wait_until_leading().await.unwrap();
+    let (is_ready, text) = waiting.readiness().await.unwrap();
+    assert!(is_ready && text == "ok", "{text}");
+}
+
 /// Reasons of the warnings about a Service.
 async fn warnings(bench: &Bench, name: &str) -> Result<Vec<String>> {
     let events = bench.0.api::<Event>().list(&ListParams::default()).await?;
@@ -238,100 +326,219 @@ async fn warnings(bench: &Bench, name: &str) -> Result<Vec<String>> {
         .collect())
 }
 
+/// What a replica did while the API server came back: each kind is listed at
+/// most once, and no child of `orders` is written.
+fn came_back_gently(bench: &Bench, replica: &Replica, position: u64) -> Result<()> {
+    let requests = replica.requests(&bench.0.plane, position)?;
+    let mut lists: Vec<String> = requests
+        .iter()
+        .filter(|request| request.verb == "list" && request.code == 200)
+        .map(|request| format!("{}.{} {}", request.resource, request.group, request.namespace))
+        .collect();
+    lists.sort();
+    let mut kinds = lists.clone();
+    kinds.dedup();
+    ensure!(lists == kinds, "a kind was listed twice: {lists:?}");
+    // Its status follows what the Deployment's own controller does meanwhile.
+    let is_child = |r: &Request| r.is_write() && r.name.starts_with("orders") && r.group != "peristyle.dev";
+    let writes: Vec<Request> = requests.into_iter().filter(is_child).collect();
+    ensure!(writes.is_empty(), "written although nothing had changed:\n  {}", shown(&writes));
+    Ok(())
+}
+
 #[tokio::test]
-async fn an_api_server_that_comes_back_is_asked_for_each_kind_once_and_no_child_is_touched() {
-    let (bench, leader) = Bench::with_leader().await.unwrap();
+async fn ten_restarts_of_the_api_server_touch_no_child_and_ask_for_each_kind_once() {
+    let (bench, first) = Bench::with_leader().await.unwrap();
     bench.settled("orders").await.unwrap();
-    for _ in 0..2 {
+    let mut replicas = vec![first, bench.replica("second").await.unwrap()];
+    replicas[1].wait_until_ready().await.unwrap();
+    for restart in 0..10 {
         let position = bench.now().unwrap();
         bench.0.plane.restart_apiserver().await.unwrap();
+        let back = Instant::now();
         // Its watch cache is younger than what the operator has seen: 410 Gone.
-        let name = format!("later-{position}");
+        let name = format!("later-{restart}");
         bench.apply(&name, json!({"image": "x:1"})).await.unwrap();
         bench.deployment(&name, "x:1").await.unwrap();
-        let requests = leader.requests(&bench.0.plane, position).unwrap();
-        let mut lists: Vec<String> = requests
-            .iter()
-            .filter(|request| request.verb == "list" && request.code == 200)
-            .map(|request| format!("{}.{} {}", request.resource, request.group, request.namespace))
-            .collect();
-        lists.sort();
-        let mut kinds = lists.clone();
-        kinds.dedup();
-        assert_eq!(lists, kinds, "a kind was listed twice");
-        assert!(kinds.iter().any(|kind| kind.starts_with("services.peristyle.dev")), "{kinds:?}");
-        // Its status follows what the Deployment's own controller does meanwhile.
-        let is_child =
-            |r: &Request| r.is_write() && r.name.starts_with("orders") && r.group != "peristyle.dev";
-        let writes: Vec<Request> = requests.into_iter().filter(is_child).collect();
-        assert!(writes.is_empty(), "written although nothing had changed:\n  {}", shown(&writes));
+        assert!(back.elapsed() <= Duration::from_secs(30), "{:?} to the first write", back.elapsed());
+        for replica in &mut replicas {
+            came_back_gently(&bench, replica, position).unwrap();
+            // Who cannot renew its Lease in time ends, and the kubelet starts it again.
+            if !replica.is_running().unwrap() {
+                *replica = bench.replica(&format!("again-{restart}")).await.unwrap();
+                replica.wait_until_ready().await.unwrap();
+            }
+        }
     }
+}
+
+#[tokio::test]
+async fn after_a_long_outage_a_standby_leads_soon_with_what_is_and_touches_no_child() {
+    let (bench, mut first) = Bench::with_leader().await.unwrap();
+    bench.settled("orders").await.unwrap();
+    let second = bench.replica("second").await.unwrap();
+    second.wait_until_ready().await.unwrap();
+    let position = bench.now().unwrap();
+    bench.0.plane.stop_apiserver().await.unwrap();
+    // The leader may not write for longer than its Lease holds.
+    assert!(!first.ended().await.unwrap().success(), "it went on as if it led");
+    let watches = ["/apis/peristyle.dev/v1alpha1/services", "/apis/apps/v1/deployments"];
+    let failing = async |value: u8| {
+        let metrics = second.metrics().await?;
+        for path in watches {
+            let line = format!("peristyle_watch_failing{{path=\"{path}\"}} {value}");
+            ensure!(metrics.contains(&line), "no {line} in:\n{metrics}");
+        }
+        anyhow::Ok(())
+    };
+    // Long enough for every delay to be at its longest.
+    let stopped = Instant::now();
+    wait::until("half a minute has passed", PATIENCE * 2, async || {
+        ensure!(stopped.elapsed() >= Duration::from_secs(30), "not yet");
+        failing(1).await
+    })
+    .await
+    .unwrap();
+
+    bench.0.plane.start_apiserver().await.unwrap();
+    let back = Instant::now();
+    bench.apply("later", json!({"image": "x:1"})).await.unwrap();
+    bench.deployment("later", "x:1").await.unwrap();
+    assert!(back.elapsed() <= Duration::from_secs(30), "{:?} to the first write", back.elapsed());
+    wait::until("no watch fails", PATIENCE, async || failing(0).await).await.unwrap();
+    came_back_gently(&bench, &second, position).unwrap();
 }
 
 #[tokio::test]
 async fn requests_are_as_many_as_there_are_changes() {
     let (bench, leader) = Bench::with_leader().await.unwrap();
-    let plane = &bench.0.plane;
-    // The first status that says what it waits for is the last write of a creation here.
+    // Nothing but the operator moves.
+    bench.0.plane.stop_controllers().unwrap();
     let position = bench.now().unwrap();
     bench.settled("orders").await.unwrap();
-    let writes = quiet(&bench, &leader, position).await.unwrap();
-    let about: Vec<Request> = writes.into_iter().filter(|w| !is_event(w)).collect();
-    assert!(about.len() <= CHILDREN + 2, "creation:\n  {}", shown(&about));
+    let asked = quiet(&bench, &leader, position).await.unwrap();
+    let is_child = |r: &&Request| r.verb == "patch" && r.code == 201;
+    assert_eq!(asked.iter().filter(is_child).count(), CHILDREN, "{}", shown(&asked));
+    // Besides, the status and the event that tells of it.
+    assert_eq!(asked.len(), CHILDREN + 2, "a creation:\n  {}", shown(&asked));
 
-    let position = bench.now().unwrap();
-    bench.apply("orders", json!({"image": "x:2"})).await.unwrap();
-    bench.deployment("orders", "x:2").await.unwrap();
-    let writes = quiet(&bench, &leader, position).await.unwrap();
-    let about: Vec<Request> = writes.into_iter().filter(|w| !is_event(w)).collect();
-    // The status once it is applied, and once the Deployment's own controller has answered.
-    assert!(about.len() <= 3, "one field of one child:\n  {}", shown(&about));
-    let mut reads = leader.requests(plane, position).unwrap();
-    reads.retain(|request| !request.is_write() && request.verb != "watch");
-    assert!(reads.is_empty(), "read although everything is cached:\n  {}", shown(&reads));
+    let (asked, passes) = change(&bench, &leader, json!({"image": "x:2"})).await.unwrap();
+    assert_eq!(verbs(&asked), ["patch deployments", "patch services/status"], "one field of one child");
+    assert!(passes <= 2, "{passes} passes for one change");
+
+    // What the API server stores in another form makes no loop.
+    let cpu = |cpu: &str| json!({"image": "x:2", "resources": {"requests": {"cpu": cpu}}});
+    let (asked, passes) = change(&bench, &leader, cpu("1000m")).await.unwrap();
+    assert_eq!(verbs(&asked), ["patch deployments", "patch services/status"], "{}", shown(&asked));
+    assert!(passes <= 2, "{passes} passes for one change");
+    let requested = |deployment: &Deployment| {
+        let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;
+        Some(pod.containers.first()?.resources.as_ref()?.requests.as_ref()?.get("cpu")?.0.clone())
+    };
+    let deployments = bench.0.api::<Deployment>();
+    let before = deployments.get("orders").await.unwrap();
+    assert_eq!(requested(&before).as_deref(), Some("1"), "the API server keeps it as it is");
+    let (asked, passes) = change(&bench, &leader, cpu("1")).await.unwrap();
+    assert_eq!(verbs(&asked), ["patch deployments", "patch services/status"], "{}", shown(&asked));
+    assert!(passes <= 2, "{passes} passes for one change");
+    let after = deployments.get("orders").await.unwrap();
+    assert_eq!(before.spec, after.spec, "the same in other words is a rollout");
 
     // A label of the object makes a pass and changes nothing.
-    let before = passes(&leader.metrics().await.unwrap());
+    let before = passes_of(&leader).await.unwrap();
     let position = bench.now().unwrap();
     let label = json!({"metadata": {"labels": {"team": "blue"}}});
     bench.0.api::<Service>().patch("orders", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
     wait::until("there was a pass", PATIENCE, async || {
-        ensure!(passes(&leader.metrics().await?) > before, "not yet");
+        ensure!(passes_of(&leader).await? > before, "not yet");
         Ok(())
     })
     .await
     .unwrap();
-    let requests = leader.requests(plane, position).unwrap();
-    let asked: Vec<Request> = requests.into_iter().filter(|r| r.verb != "watch").collect();
+    let asked = quiet(&bench, &leader, position).await.unwrap();
     assert!(asked.is_empty(), "a pass without a change asked:\n  {}", shown(&asked));
 }
 
-fn is_event(request: &Request) -> bool {
-    request.resource == "events"
+/// Applies `spec`; what the operator asked for until it was quiet, and its passes.
+async fn change(bench: &Bench, leader: &Replica, spec: Value) -> Result<(Vec<Request>, u64)> {
+    let (position, before) = (bench.now()?, passes_of(leader).await?);
+    bench.apply("orders", spec).await?;
+    bench.ready("orders", "Unknown", "RolloutInProgress").await?;
+    let asked = quiet(bench, leader, position).await?;
+    Ok((asked, passes_of(leader).await? - before))
+}
+
+fn verbs(requests: &[Request]) -> Vec<String> {
+    requests.iter().map(|request| format!("{} {}", request.verb, request.resource)).collect()
 }
 
 /// Successful passes over Services.
-fn passes(metrics: &str) -> u64 {
+async fn passes_of(replica: &Replica) -> Result<u64> {
+    let metrics = replica.metrics().await?;
     let line = metrics.lines().find(|line| {
         line.starts_with("peristyle_reconciles_total")
             && line.contains("\"Service\"")
             && line.contains("success")
     });
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
 }
 
-/// Waits until nothing is written for a second; what was written since `position`.
-async fn quiet(bench: &Bench, leader: &Replica, position: u64) -> Result<Vec<Request>> {
-    let mut last = (leader.writes(&bench.0.plane, position)?.len(), Instant::now());
-    wait::until("nothing more is written", PATIENCE, async || {
-        let writes = leader.writes(&bench.0.plane, position)?;
-        if writes.len() != last.0 {
-            last = (writes.len(), Instant::now());
+/// Waits until nothing is asked for a second, but for watches; what was asked since `position`.
+async fn quiet(bench: &Bench, replica: &Replica, position: u64) -> Result<Vec<Request>> {
+    let asked = || -> Result<Vec<Request>> {
+        let mut asked = replica.requests(&bench.0.plane, position)?;
+        asked.retain(|request| request.verb != "watch");
+        Ok(asked)
+    };
+    let mut last = (asked()?.len(), Instant::now());
+    wait::until("nothing more is asked", PATIENCE, async || {
+        let asked = asked()?;
+        if asked.len() != last.0 {
+            last = (asked.len(), Instant::now());
         }
-        ensure!(last.1.elapsed() >= Duration::from_secs(1), "the latest:\n  {}", shown(&writes));
-        Ok(writes)
+        ensure!(last.1.elapsed() >= Duration::from_secs(1), "the latest:\n  {}", shown(&asked));
+        Ok(asked)
     })
     .await
+}
+
+#[tokio::test]
+async fn each_write_of_another_manager_is_answered_by_one_and_in_time() {
+    let (bench, leader) = Bench::with_leader().await.unwrap();
+    bench.0.plane.stop_controllers().unwrap();
+    bench.settled("orders").await.unwrap();
+    let deployments = bench.0.api::<Deployment>();
+    let seconds = |d: &Deployment| d.spec.as_ref().and_then(|spec| spec.min_ready_seconds);
+    let ours = seconds(&deployments.get("orders").await.unwrap());
+    let editor = PatchParams { field_manager: Some("editor".to_owned()), ..PatchParams::default() };
+    let merged = Patch::Merge(json!({"spec": {"minReadySeconds": 41}}));
+    let applied = Patch::Apply(json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "orders"}, "spec": {"minReadySeconds": 42}}));
+    for (params, edit) in [(editor, merged), (PatchParams::apply("gitops").force(), applied)] {
+        let position = bench.now().unwrap();
+        deployments.patch("orders", &params, &edit).await.unwrap();
+        let edited = Instant::now();
+        wait::object(&deployments, "orders", "it is changed back", PATIENCE, |d| seconds(d) == ours)
+            .await
+            .unwrap();
+        assert!(edited.elapsed() <= Duration::from_secs(5), "{:?}", edited.elapsed());
+        let asked = quiet(&bench, &leader, position).await.unwrap();
+        let is_write = |r: &&Request| r.resource == "deployments" && r.is_write() && r.code < 300;
+        assert_eq!(asked.iter().filter(is_write).count(), 1, "one for one:\n  {}", shown(&asked));
+    }
+
+    // An autoscaler writes the scale of the Service; its number is never the operator's to write.
+    let position = bench.now().unwrap();
+    let scale = PatchParams { field_manager: Some("autoscaler".to_owned()), ..PatchParams::default() };
+    let services = bench.0.api::<Service>();
+    services.patch_scale("orders", &scale, &Patch::Merge(json!({"spec": {"replicas": 5}}))).await.unwrap();
+    let follows = |d: &Deployment| d.spec.as_ref().and_then(|spec| spec.replicas) == Some(5);
+    wait::object(&deployments, "orders", "the Deployment follows", PATIENCE, follows).await.unwrap();
+    let asked = quiet(&bench, &leader, position).await.unwrap();
+    assert_eq!(services.get("orders").await.unwrap().spec.replicas, Some(5));
+    let is_spec =
+        |r: &&Request| r.is_write() && r.group == "peristyle.dev" && r.resource != "services/status";
+    assert_eq!(asked.iter().filter(is_spec).count(), 0, "a spec was written:\n  {}", shown(&asked));
 }
 
 #[tokio::test]

@@ -14,33 +14,53 @@ use e2e::operated::{NAMESPACE, Operated};
 use e2e::replica::{self, Replica};
 use e2e::{stack::SYSTEM_NAMESPACE, wait};
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use peristyle::commands::render::{input::Input, render};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use server::{Account, Server};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Granted for what this run does not ask for: resource, verb and the reason.
-const NOT_ASKED_FOR: [(&str, &str, &str); 3] = [
+/// Granted for what this run does not ask for: group, resources, verb and the reason.
+const NOT_ASKED_FOR: [(&str, &[&str], &str, &str); 3] = [
     (
-        "/finalizers",
+        "peristyle.dev",
+        &[
+            "services/finalizers",
+            "databases/finalizers",
+            "authclasses/finalizers",
+            "databaseclasses/finalizers",
+        ],
         "update",
         "checked by the admission plugin OwnerReferencesPermissionEnforcement, as on OpenShift",
     ),
-    ("jobs", "delete", "the fourth finished hook of a Service, which takes a node to run"),
-    // Of the kinds that people write, for an object of which the types cannot read the status.
-    ("es", "get", "the status of an object that cannot be read is kept"),
+    ("batch", &["jobs"], "delete", "the fourth finished hook of a Service, which takes a node to run"),
+    (
+        "peristyle.dev",
+        &["services", "databases", "authpolicies", "edgeclasses", "authclasses", "databaseclasses"],
+        "get",
+        "the status of an object that cannot be read is kept",
+    ),
 ];
 
-fn is_excepted((group, resource, verb): &Right) -> bool {
-    NOT_ASKED_FOR.iter().any(|(part, excepted, _)| match *part {
-        "es" => group == "peristyle.dev" && verb == excepted,
-        part => resource.ends_with(part) && verb == excepted,
+fn is_excepted((_, group, resource, verb): &Right) -> bool {
+    NOT_ASKED_FOR.iter().any(|(excepted, resources, for_, _)| {
+        group == excepted && verb == for_ && resources.contains(&resource.as_str())
     })
 }
 
-/// Group, resource and verb.
-type Right = (String, String, String);
+/// Where a right holds, or was used.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Place {
+    /// Everywhere, granted by a ClusterRole; used for all namespaces at once, for
+    /// what has none, or in a namespace that is not the operator's.
+    Everywhere,
+    /// The operator's own namespace.
+    System,
+}
+
+/// Place, group, resource and verb.
+type Right = (Place, String, String, String);
 
 #[derive(Deserialize)]
 struct Role {
@@ -49,25 +69,30 @@ struct Role {
     rules: Vec<PolicyRule>,
 }
 
-async fn rules() -> Result<Vec<PolicyRule>> {
+async fn roles() -> Result<Vec<(Place, Vec<PolicyRule>)>> {
     let text = replica::chart(&["templates/rbac.yaml"]).await?;
-    let mut rules = Vec::new();
+    let mut roles = Vec::new();
     for document in text.split("\n---\n").filter(|document| document.contains("kind: ")) {
         let role: Role = serde_saphyr::from_str(document)?;
-        if matches!(role.kind.as_str(), "Role" | "ClusterRole") {
-            ensure!(!role.rules.is_empty(), "a role without rules");
-            rules.extend(role.rules);
-        }
+        let place = match role.kind.as_str() {
+            "ClusterRole" => Place::Everywhere,
+            "Role" => Place::System,
+            _ => continue,
+        };
+        ensure!(!role.rules.is_empty(), "a role without rules");
+        roles.push((place, role.rules));
     }
-    Ok(rules)
+    Ok(roles)
 }
 
-fn granted(rules: &[PolicyRule]) -> BTreeSet<Right> {
+fn granted(roles: &[(Place, Vec<PolicyRule>)]) -> BTreeSet<Right> {
     let mut granted = BTreeSet::new();
-    for rule in rules {
+    for (place, rule) in roles.iter().flat_map(|(place, rules)| rules.iter().map(move |rule| (*place, rule)))
+    {
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
-                granted.extend(rule.verbs.iter().map(|v| (group.clone(), resource.clone(), v.clone())));
+                let right = |verb: &String| (place, group.clone(), resource.clone(), verb.clone());
+                granted.extend(rule.verbs.iter().map(right));
             }
         }
     }
@@ -76,7 +101,8 @@ fn granted(rules: &[PolicyRule]) -> BTreeSet<Right> {
 
 /// The rights that a request needs: an apply that creates needs two.
 fn needed(request: &Request) -> Vec<Right> {
-    let right = |verb: &str| (request.group.clone(), request.resource.clone(), verb.to_owned());
+    let place = if request.namespace == SYSTEM_NAMESPACE { Place::System } else { Place::Everywhere };
+    let right = |verb: &str| (place, request.group.clone(), request.resource.clone(), verb.to_owned());
     let mut needed = vec![right(&request.verb)];
     if request.verb == "patch" && request.code == 201 {
         needed.push(right("create"));
@@ -86,8 +112,8 @@ fn needed(request: &Request) -> Vec<Right> {
 
 #[tokio::test]
 async fn no_right_is_a_wildcard_or_leads_to_more_rights() {
-    let rules = rules().await.unwrap();
-    for rule in &rules {
+    let roles = roles().await.unwrap();
+    for rule in roles.iter().flat_map(|(_, rules)| rules) {
         let words = [&rule.verbs].into_iter().chain(&rule.api_groups).chain(&rule.resources).flatten();
         for word in words {
             assert!(!word.contains('*'), "{rule:?}");
@@ -136,9 +162,9 @@ impl Bench {
 
     /// Waits until the operator has used a right, or until it has been refused one.
     async fn used(&self, group: &str, resource: &str, verb: &str) -> Result<()> {
-        let wanted: Right = (group.to_owned(), resource.to_owned(), verb.to_owned());
+        let is_it = |right: &Right| right.1 == group && right.2 == resource && right.3 == verb;
         wait::until(&format!("the operator uses {verb} on {resource}.{group}"), PATIENCE, async || {
-            ensure!(self.all_used()?.contains(&wanted), "not yet; {}", self.states().await?);
+            ensure!(self.all_used()?.iter().any(is_it), "not yet; {}", self.states().await?);
             Ok(())
         })
         .await
@@ -165,7 +191,30 @@ impl Bench {
     }
 
     async fn states(&self) -> Result<String> {
-        self.operated.plane.kubectl(&["get", "peristyle,psdbclass,authclasses", "-A"]).await
+        self.operated.plane.kubectl(&["get", "peristyle,dbclass,authclasses", "-A"]).await
+    }
+
+    /// Whoever has the name of a child is looked at.
+    async fn names_are_taken(&self) -> Result<()> {
+        let (children, services) = taken();
+        self.apply(&children).await?;
+        self.apply(&services).await?;
+        for (group, resource) in [
+            ("apps", "deployments"),
+            ("apps", "statefulsets"),
+            ("batch", "jobs"),
+            ("", "serviceaccounts"),
+            ("", "services"),
+            ("networking.k8s.io", "networkpolicies"),
+            ("policy", "poddisruptionbudgets"),
+            ("discovery.k8s.io", "endpointslices"),
+            ("traefik.io", "ingressroutes"),
+            ("traefik.io", "middlewares"),
+            ("traefik.io", "serverstransports"),
+        ] {
+            self.used(group, resource, "get").await?;
+        }
+        Ok(())
     }
 
     /// The classes, and what stands for components that no node runs here.
@@ -176,7 +225,17 @@ impl Bench {
                    "metadata": {"name": name, "annotations": default}})
         };
         let Account { user, password } = self.server.creator();
+        let embedded = json!({"engine": "PostgreSQL", "provider": "Embedded",
+            "embedded": {"image": "p:15", "binDir": "/usr/lib/postgresql/15/bin", "user": 999}});
+        let labels = json!({"app": "legacy"});
         self.apply(&[
+            // Somebody else has the name of the server of the class `taken`.
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet",
+                   "metadata": {"name": "taken-postgres", "namespace": SYSTEM_NAMESPACE},
+                   "spec": {"serviceName": "x", "selector": {"matchLabels": labels}, "template": {
+                       "metadata": {"labels": labels}, "spec": {"containers": [{"name": "x", "image": "x"}]}}}}),
+            json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass",
+                   "metadata": {"name": "taken"}, "spec": embedded}),
             json!({"apiVersion": "v1", "kind": "Secret",
                    "metadata": {"name": "pg-admin", "namespace": SYSTEM_NAMESPACE},
                    "stringData": {"username": user, "password": password}}),
@@ -196,11 +255,39 @@ impl Bench {
                 "endpoints": {"write": self.server.endpoint("127.0.0.1").to_string()},
                 "adminSecret": {"name": "pg-admin"},
                 "tls": {"mode": "Disabled", "allowInsecure": "Enabled"}}})),
-            json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass", "metadata": {"name": "embedded"},
-                   "spec": {"engine": "PostgreSQL", "provider": "Embedded", "embedded": {"image": "p:15", "binDir": "/usr/lib/postgresql/15/bin", "user": 999}}}),
+            json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass",
+                   "metadata": {"name": "embedded"}, "spec": embedded}),
         ])
         .await
     }
+}
+
+/// The children of Services whose names somebody else takes first, one child of
+/// each kind, with the Services.
+fn taken() -> (Vec<Value>, Vec<Value>) {
+    let plain = json!({"image": "x:1", "expose": [{"name": "public", "auth": {"mode": "Public"}}]});
+    let mut hooked = plain.clone();
+    hooked["hooks"] = json!({"preRollout": [{"name": "m", "command": ["a"]}]});
+    let (mut children, mut services, mut kinds) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for spec in [plain, hooked] {
+        for number in 0..rendered("x", &spec).len() {
+            let name = format!("taken-{}", services.len());
+            let mut child = rendered(&name, &spec).swap_remove(number);
+            if kinds.insert(child["kind"].to_string()) {
+                child["metadata"]["labels"] = json!({"app": "legacy"});
+                children.push(child);
+                services.push(object("Service", &name, spec.clone()));
+            }
+        }
+    }
+    (children, services)
+}
+
+/// The children of a Service, as the operator would write them.
+fn rendered(name: &str, spec: &Value) -> Vec<Value> {
+    let mut input = Input::default();
+    input.add(&object("Service", name, spec.clone()).to_string(), NAMESPACE).unwrap();
+    render(&input, &input.services[0], 2).unwrap().objects
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "json! at the call")]
@@ -219,12 +306,15 @@ async fn the_chart_grants_what_a_run_uses_and_nothing_else() {
             "Service",
             "orders",
             json!({"image": image, "expose": expose, "databases": [{"name": "main", "database": "orders"}],
+            "envFrom": [{"configMapRef": {"name": "settings"}}],
             "hooks": {"preRollout": [{"name": "migrate", "command": ["migrate"]}]}}),
         )
     };
     let expose = json!([{"name": "public", "auth": {"mode": "Public"}}, {"name": "private", "hosts": ["p.shop.example.com"]}]);
     bench
         .apply(&[
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"A": "b"},
+                   "metadata": {"name": "settings", "namespace": NAMESPACE}}),
             object("Database", "orders", database.clone()),
             orders("x:1", expose.clone()),
             object("Service", "plain", json!({"image": "x:1", "expose": expose})),
@@ -280,6 +370,7 @@ async fn the_chart_grants_what_a_run_uses_and_nothing_else() {
     ] {
         bench.used(group, resource, "delete").await.unwrap();
     }
+    bench.names_are_taken().await.unwrap();
     bench.delete("psvc", "orders").await.unwrap();
     bench.delete("psdb", "orders").await.unwrap();
     wait::until("the database is gone", PATIENCE, async || {
@@ -294,8 +385,15 @@ async fn the_chart_grants_what_a_run_uses_and_nothing_else() {
         bench.requests().unwrap().iter().filter(|r| r.code == 403).map(ToString::to_string).collect();
     assert!(refused.is_empty(), "used and not granted: {refused:#?}");
     let used = bench.all_used().unwrap();
-    let mut unused = granted(&rules().await.unwrap());
-    unused.retain(|right| !used.contains(right));
-    unused.retain(|right| !is_excepted(right));
+    let granted = granted(&roles().await.unwrap());
+    let everywhere = |right: &Right| (Place::Everywhere, right.1.clone(), right.2.clone(), right.3.clone());
+    let twice: Vec<&Right> = granted
+        .iter()
+        .filter(|right| right.0 == Place::System && granted.contains(&everywhere(right)))
+        .collect();
+    assert!(twice.is_empty(), "granted in the operator's namespace and everywhere: {twice:#?}");
+    // What is used in the operator's namespace alone must not be granted everywhere.
+    let mut unused = granted;
+    unused.retain(|right| !used.contains(right) && !is_excepted(right));
     assert!(unused.is_empty(), "granted and not used: {unused:#?}");
 }

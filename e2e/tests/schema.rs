@@ -260,6 +260,11 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
                     "must contain {service} and {namespace}",
                 ),
                 bad(
+                    "a template that gives two Services one host",
+                    edge("{service}-{namespace}.example.com"),
+                    "must stand in different labels",
+                ),
+                bad(
                     "Traefik without its part",
                     json!({"provider": "Traefik", "hosts": {"template": "{service}.{namespace}.x"}}),
                     "spec.traefik goes with provider Traefik",
@@ -271,6 +276,20 @@ fn class_cases() -> [(&'static str, &'static str, Vec<Case>); 3] {
             "authclasses",
             vec![
                 good("a pair", json!({"oathkeeper": oathkeeper, "keto": keto})),
+                good(
+                    "a pair that signs",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "http://g", "jwksSecret": "k", "ttl": "1m30s"}}),
+                ),
+                bad(
+                    "a token for a day",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "http://g", "jwksSecret": "k", "ttl": "24h"}}),
+                    "ttl: from 1m to 1h",
+                ),
+                bad(
+                    "a token of nobody",
+                    json!({"oathkeeper": oathkeeper, "keto": keto, "idToken": {"issuer": "", "jwksSecret": "k"}}),
+                    "idToken.issuer",
+                ),
                 bad(
                     "an address that is none",
                     json!({"oathkeeper": oathkeeper, "keto": {"readURL": "keto", "writeURL": "http://k", "oplURL": "http://k", "namespacesConfigMap": {"namespace": "a", "name": "b", "key": "c"}}}),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::gate::Gate;
 use e2e::operated::{NAMESPACE, Operated};
 use e2e::{stack::SYSTEM_NAMESPACE, wait};
 use futures::TryStreamExt;
@@ -139,6 +140,54 @@ async fn make_available(deployments: &Api<Deployment>, name: &str) -> Result<()>
         Ok(())
     })
     .await
+}
+
+/// The generations of which an object was shown as current.
+fn current_generations(seen: &Seen, name: &str) -> Vec<i64> {
+    let versions = seen.versions.lock().unwrap();
+    let of_name = versions.iter().filter(|object| object.name_any() == name);
+    let mut generations: Vec<i64> =
+        of_name.filter(|o| kstatus(o) == Status::Current).filter_map(|o| o.metadata.generation).collect();
+    generations.dedup();
+    generations
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_policy_reads_as_current_only_while_it_is_enforced() {
+    let gate = Gate::start().await.unwrap();
+    let policies = Seen::of(&gate.operated.client, "AuthPolicy", "authpolicies");
+    let classes = Seen::of(&gate.operated.client, "AuthClass", "authclasses");
+    let policy = |path: &str| {
+        let matching = json!({"http": [{"path": {"prefix": path}, "methods": ["GET"]}]});
+        json!({"targets": [{"service": "echo"}], "rules": [{"name": "open", "match": matching, "public": {}}]})
+    };
+    gate.apply("AuthPolicy", "echo", &policy("/open")).await.unwrap();
+    let service = json!({"image": "x:1", "ports": [{"name": "http", "port": 8080, "protocol": "HTTP"}],
+        "expose": [{"name": "public"}]});
+    gate.apply("Service", "echo", &service).await.unwrap();
+    gate.serve("echo", "http").await.unwrap();
+    let first = policies.becomes("echo", Status::Current).await.unwrap();
+    assert_eq!(first[0].0, Status::InProgress, "{first:?}");
+    classes.becomes("default", Status::Current).await.unwrap();
+
+    gate.apply("AuthPolicy", "echo", &policy("/other")).await.unwrap();
+    wait::until("the changed policy is current", PATIENCE, async || {
+        let generations = current_generations(&policies, "echo");
+        ensure!(generations == [1, 2], "{generations:?}: {:?}", policies.states("echo"));
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // Whatever was current was said to be enforced for that very spec.
+    let versions = policies.versions.lock().unwrap();
+    for object in versions.iter().filter(|object| kstatus(object) == Status::Current) {
+        let conditions = object.data["status"]["conditions"].as_array().unwrap();
+        for type_ in ["Accepted", "Programmed", "Enforced"] {
+            let condition = conditions.iter().find(|condition| condition["type"] == type_).unwrap();
+            let generation = condition["observedGeneration"].as_i64();
+            assert!(condition["status"] == "True" && generation == object.metadata.generation, "{condition}");
+        }
+    }
 }
 
 #[tokio::test]

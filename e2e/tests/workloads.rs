@@ -1,22 +1,33 @@
 //! How a Service follows its pods and what they read, on a real API server with
 //! real controllers. No node: the tests say what a kubelet would say.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "workloads/ignored.rs"]
+mod ignored;
+#[path = "workloads/late.rs"]
+mod late;
+#[path = "workloads/references.rs"]
+mod references;
+#[path = "workloads/untouched.rs"]
+mod untouched;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::operated::Operated;
-use e2e::wait;
+use e2e::operated::{NAMESPACE, Operated};
+use e2e::{stack, wait};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v1::Scale,
-    core::v1::{Pod, ResourceQuota, Secret},
+    core::v1::{Pod, ResourceQuota},
     events::v1::Event,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    ResourceExt,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
 };
 use peristyle_crds::v1alpha1::{Service, service::ServiceStatus};
 use serde_json::{Value, json};
@@ -40,6 +51,30 @@ impl Bench {
         let params = PatchParams::apply("team").force();
         self.0.api::<Service>().patch(name, &params, &Patch::Apply(&object)).await?;
         Ok(())
+    }
+
+    /// Gives routes a class, and the error backend a pod, which no node runs here.
+    async fn edge(&self) -> Result<()> {
+        let items = json!([
+            {"apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
+             "metadata": {"name": "public", "annotations": {"peristyle.dev/is-default-class": "true"}},
+             "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
+                      "hosts": {"template": "{service}.{namespace}.example.com"}}},
+            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+             "metadata": {"name": "edge-errors", "namespace": stack::SYSTEM_NAMESPACE,
+                          "labels": {"kubernetes.io/service-name": "edge-errors"}},
+             "ports": [{"name": "http", "port": 8080}],
+             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]}
+        ]);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+        self.0.plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &list).await?;
+        Ok(())
+    }
+
+    /// Objects of Traefik in the tests' namespace.
+    fn traefik(&self, kind: &str) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("traefik.io", "v1alpha1", kind));
+        Api::namespaced_with(self.0.client.clone(), NAMESPACE, &resource)
     }
 
     async fn status(&self, name: &str) -> Result<ServiceStatus> {
@@ -247,52 +282,6 @@ async fn a_failed_hook_stalls_the_rollout_and_is_quoted_without_its_password() {
 }
 
 #[tokio::test]
-async fn pods_are_replaced_when_what_they_read_changes_and_only_then() {
-    let mut bench = Bench::start().await.unwrap();
-    let secret: Secret =
-        serde_json::from_value(json!({"metadata": {"name": "s"}, "stringData": {"k": "one", "other": "a"}}))
-            .unwrap();
-    bench.0.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
-    let reads = json!([{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]);
-    bench.apply("orders", json!({"image": "x:1", "replicas": 0, "env": reads.clone()})).await.unwrap();
-    bench
-        .apply("still", json!({"image": "x:1", "replicas": 0, "env": reads, "restartOn": "Never"}))
-        .await
-        .unwrap();
-    bench.says("orders", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
-    bench.says("still", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
-    let first = bench.template("orders").await.unwrap();
-    let hash = first["metadata"]["annotations"]["peristyle.dev/config-hash"].as_str();
-    assert!(hash.is_some_and(|hash| !hash.contains("one")), "{first}");
-    let still = bench.template("still").await.unwrap();
-
-    let change = async |bench: &Bench, change: Value| {
-        let params = PatchParams::default();
-        bench.0.api::<Secret>().patch("s", &params, &Patch::Merge(change)).await.unwrap();
-    };
-    change(&bench, json!({"metadata": {"labels": {"a": "b"}}})).await;
-    change(&bench, json!({"stringData": {"other": "b"}})).await;
-    // Both have been seen once the Deployment remembers the last version.
-    let version =
-        |deployment: &Deployment| deployment.annotations().get("peristyle.dev/config-versions").cloned();
-    let before = version(&bench.0.api::<Deployment>().get("orders").await.unwrap());
-    bench.0.operate("second").await.unwrap();
-    bench.quiet("second").await.unwrap();
-    assert_eq!(bench.template("orders").await.unwrap(), first, "nothing that is read has changed");
-
-    change(&bench, json!({"stringData": {"k": "two"}})).await;
-    wait::until("the template changes", PATIENCE, async || {
-        ensure!(bench.template("orders").await? != first, "it is as before");
-        Ok(())
-    })
-    .await
-    .unwrap();
-    let after = version(&bench.0.api::<Deployment>().get("orders").await.unwrap());
-    assert_ne!(before, after);
-    assert_eq!(bench.template("still").await.unwrap(), still, "restartOn is Never");
-}
-
-#[tokio::test]
 async fn a_service_is_scaled_through_its_own_scale() {
     let bench = Bench::start().await.unwrap();
     bench.apply("orders", json!({"image": "x:1", "replicas": 1})).await.unwrap();
@@ -338,6 +327,33 @@ async fn a_service_is_scaled_through_its_own_scale() {
 }
 
 #[tokio::test]
+async fn what_is_odd_is_accepted_and_told_with_its_field() {
+    let bench = Bench::start().await.unwrap();
+    let everywhere = json!({"outbound": [{"cidr": "10.0.0.0/8"}, {"cidr": "0.0.0.0/0"}]});
+    let odd = json!({"image": "r.test/o", "replicas": 0, "access": everywhere,
+        "dependsOn": [{"name": "pay", "url": "https://api.example.com"}]});
+    bench.apply("orders", odd).await.unwrap();
+    bench.says("orders", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
+    let problems = serde_json::to_value(bench.status("orders").await.unwrap().problems).unwrap();
+    let told: Vec<_> = problems.as_array().unwrap().iter().map(|p| (&p["field"], &p["severity"])).collect();
+    let warning = json!("Warning");
+    let fields = ["spec.image", "spec.access.outbound[1]", "spec.dependsOn[0].url"].map(Value::from);
+    assert_eq!(told, fields.iter().map(|field| (field, &warning)).collect::<Vec<_>>(), "{problems}");
+    assert_eq!(
+        problems[0]["message"],
+        "r.test/o may be another program tomorrow; name a version or a digest"
+    );
+    bench.apply("orders", json!({"image": "r.test/o:1", "replicas": 0})).await.unwrap();
+    wait::until("nothing is odd any more", PATIENCE, async || {
+        let problems = bench.status("orders").await?.problems;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn what_contradicts_itself_is_refused_by_the_schema() {
     let bench = Bench::start().await.unwrap();
     for (spec, message) in [
@@ -347,91 +363,20 @@ async fn what_contradicts_itself_is_refused_by_the_schema() {
         (json!({"access": {"mode": "Closed"}}), "supported values: \"Isolated\", \"Open\""),
         (json!({"availability": {"spread": ["a", "a"]}}), "duplicate entries"),
         (json!({"shutdown": {"grace": "soon"}}), "spec.shutdown.grace"),
+        (
+            json!({"envFrom": [{"secretRef": {"name": "../../bank/secrets/keys", "optional": true}}]}),
+            "spec.envFrom[0].secretRef.name",
+        ),
+        (
+            json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "s?watch=1", "key": "k"}}}]}),
+            "spec.env[0].valueFrom.configMapKeyRef.name",
+        ),
     ] {
         let mut whole = json!({"image": "x:1"});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let refused = bench.apply("orders", whole).await.unwrap_err().to_string();
         assert!(refused.contains(message), "{spec}: {refused}");
     }
-}
-
-#[tokio::test]
-async fn a_suspended_service_keeps_its_children_its_readiness_and_its_protection() {
-    let bench = Bench::start().await.unwrap();
-    let spec = |suspend: bool| json!({"image": "x:1", "replicas": 0, "suspend": suspend});
-    bench.apply("orders", spec(false)).await.unwrap();
-    bench.says("orders", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
-    bench.apply("orders", spec(true)).await.unwrap();
-    bench.says("orders", "Ready", ("True", "Suspended"), PATIENCE).await.unwrap();
-    let status = bench.status("orders").await.unwrap();
-    assert!(!status.conditions.iter().any(|c| c.type_ == "Reconciling"), "{status:?}");
-    let generation = bench.0.api::<Service>().get("orders").await.unwrap().metadata.generation;
-    assert_eq!(Some(status.observed_generation), generation);
-
-    let params = PatchParams::default();
-    let scale = json!({"spec": {"minReadySeconds": 7}});
-    bench.0.api::<Deployment>().patch("orders", &params, &Patch::Merge(scale)).await.unwrap();
-    let open = json!({"spec": {"ingress": [{}]}});
-    bench.0.api::<NetworkPolicy>().patch("orders", &params, &Patch::Merge(open)).await.unwrap();
-    wait::object(
-        &bench.0.api::<NetworkPolicy>(),
-        "orders",
-        "the policy is closed again",
-        PATIENCE,
-        |policy| policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0),
-    )
-    .await
-    .unwrap();
-    let seconds = |d: &Deployment| d.spec.as_ref().and_then(|spec| spec.min_ready_seconds);
-    let deployment = bench.0.api::<Deployment>().get("orders").await.unwrap();
-    assert_eq!(seconds(&deployment), Some(7), "a suspended Service was changed");
-
-    bench.apply("orders", spec(false)).await.unwrap();
-    wait::object(&bench.0.api::<Deployment>(), "orders", "it is as the spec says", PATIENCE, |d| {
-        seconds(d) != Some(7)
-    })
-    .await
-    .unwrap();
-    bench.says("orders", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
-}
-
-#[tokio::test]
-async fn an_ignored_child_is_left_alone_unless_it_protects() {
-    let bench = Bench::start().await.unwrap();
-    bench.apply("orders", json!({"image": "x:1", "replicas": 0})).await.unwrap();
-    bench.says("orders", "Ready", ("True", "Succeeded"), PATIENCE).await.unwrap();
-    let params = PatchParams::default();
-    let ignore = json!({"metadata": {"labels": {"peristyle.dev/ignore": "true"}},
-        "spec": {"minReadySeconds": 7}});
-    bench.0.api::<Deployment>().patch("orders", &params, &Patch::Merge(ignore)).await.unwrap();
-    let message = bench.says("orders", "Advisory", ("True", "Ignored"), PATIENCE).await.unwrap();
-    assert!(message.contains("Deployment orders"), "{message}");
-    let open = json!({"metadata": {"labels": {"peristyle.dev/ignore": "true"}}, "spec": {"ingress": [{}]}});
-    bench.0.api::<NetworkPolicy>().patch("orders", &params, &Patch::Merge(open)).await.unwrap();
-    wait::object(
-        &bench.0.api::<NetworkPolicy>(),
-        "orders",
-        "the policy is closed again",
-        PATIENCE,
-        |policy| policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0),
-    )
-    .await
-    .unwrap();
-    let deployment = bench.0.api::<Deployment>().get("orders").await.unwrap();
-    assert_eq!(deployment.spec.and_then(|spec| spec.min_ready_seconds), Some(7));
-
-    let keep = json!({"metadata": {"labels": {"peristyle.dev/ignore": null}}});
-    bench.0.api::<Deployment>().patch("orders", &params, &Patch::Merge(keep)).await.unwrap();
-    wait::until("nothing is ignored any more", PATIENCE, async || {
-        let status = bench.status("orders").await?;
-        ensure!(!status.conditions.iter().any(|c| c.type_ == "Advisory"), "{status:?}");
-        Ok(())
-    })
-    .await
-    .unwrap();
-    let ignore = json!({"metadata": {"labels": {"peristyle.dev/ignore": "true"}}});
-    bench.0.api::<Service>().patch("orders", &params, &Patch::Merge(ignore)).await.unwrap();
-    bench.says("orders", "Ready", ("True", "Ignored"), PATIENCE).await.unwrap();
 }
 
 #[tokio::test]

@@ -10,10 +10,11 @@ use std::{
     time::Instant,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    core::{NamespaceResourceScope, Status},
+    core::NamespaceResourceScope,
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
 use serde::Serialize;
@@ -22,13 +23,18 @@ use sha2::{Digest, Sha256};
 use self::drift::{Conflict, Drift};
 use crate::{
     events::Events,
-    metadata::is_controlled_by,
+    metadata::{is_controlled_by, is_of_predecessor},
     retry::{self, Class, Classified, bounded},
     watch::Cached,
 };
 
 /// Kinds that protect something: they are never left to anybody else.
-const PROTECTING: [&str; 5] = ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret"];
+const PROTECTING: [&str; 6] =
+    ["NetworkPolicy", "IngressRoute", "Middleware", "ServersTransport", "Secret", "ConfigMap"];
+
+/// A resource version that no object has: that of a store in which nothing was
+/// ever written.
+const OF_NO_OBJECT: &str = "1";
 
 /// A namespaced kind that the operator writes.
 pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
@@ -40,6 +46,14 @@ pub enum Error {
     /// The name is taken by an object of somebody else.
     #[error("{kind} {name} exists and is not controlled by this object; rename or delete it")]
     NameConflict {
+        /// Kind of the child.
+        kind: String,
+        /// Name of the child.
+        name: String,
+    },
+    /// The name is taken by what an object of the same name left behind.
+    #[error("{kind} {name} belongs to a deleted object of the same name; waiting until it is cleared away")]
+    Remains {
         /// Kind of the child.
         kind: String,
         /// Name of the child.
@@ -88,6 +102,7 @@ impl Classified for Error {
     fn class(&self) -> Class {
         match self {
             Self::NameConflict { .. } => Class::Terminal,
+            Self::Remains { .. } => Class::Wait,
             Self::ForeignManager { .. } | Self::OwnerGone { .. } => Class::Conflict,
             Self::Request { source, .. } => retry::classify(source),
             Self::Encode(..) => Class::Bug,
@@ -98,7 +113,9 @@ impl Classified for Error {
         match self {
             Self::NameConflict { .. } => Reason::NameConflict,
             Self::ForeignManager { .. } => Reason::ForeignManager,
-            Self::Request { .. } | Self::OwnerGone { .. } | Self::Encode(..) => retry::reason(self.class()),
+            Self::Remains { .. } | Self::Request { .. } | Self::OwnerGone { .. } | Self::Encode(..) => {
+                retry::reason(self.class())
+            }
         }
     }
 }
@@ -156,10 +173,11 @@ impl Applier {
     ///
     /// # Errors
     /// [`Error::NameConflict`] when an object of that name exists that is not
-    /// ours; [`Error::Request`] when the API server refuses.
+    /// ours; [`Error::Remains`] while it is one of an owner before;
+    /// [`Error::Request`] when the API server refuses.
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
-        let owner = desired.owner_references().first().map(|o| o.uid.clone()).unwrap_or_default();
+        let owner = desired.owner_references().first();
         let mut wanted = encode(desired)?;
         let digest_of_wanted = digest(&wanted);
         annotate::<K>(&mut wanted, &digest_of_wanted);
@@ -167,35 +185,62 @@ impl Applier {
         let known = self.remembered(desired);
         let was_applied = known.is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
-        match live {
-            Some(live) => {
-                guard(live, &owner)?;
-                let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
-                match known {
-                    Some(known) if known == record => return Ok(live.clone()),
-                    None if is_as_applied(live, &wanted) => {
-                        self.remember(desired, record);
-                        return Ok(live.clone());
-                    }
-                    _ => {}
+        let uid = if let Some(live) = live {
+            guard(live, owner)?;
+            let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
+            match known {
+                Some(known) if known == record => return Ok(live.clone()),
+                None if is_as_applied(live, &wanted) => {
+                    self.remember(desired, record);
+                    return Ok(live.clone());
                 }
+                _ => {}
+            }
+            live.uid()
+        } else {
+            if let Some(created) = self.create(&api, desired, &wanted).await? {
+                let record = Record { desired: digest_of_wanted, live: digest(&settled(&created)?) };
+                self.remember(desired, record);
+                return Ok(created);
             }
             // The caches hold only what carries our label: an object of somebody
             // else is invisible there, and a forced apply would take it over.
-            None => {
-                if let Some(found) = bounded(api.get_metadata_opt(&name))
-                    .await
-                    .map_err(|e| Error::request::<K>("get", &name, e))?
-                {
-                    guard(&found, &owner)?;
-                }
-            }
+            let found = bounded(api.get_metadata_opt(&name)).await;
+            let found = found.map_err(|error| Error::request::<K>("get", &name, error))?;
+            found.as_ref().map_or(Ok(()), |found| guard(found, owner))?;
+            found.and_then(|found| found.uid())
+        };
+        // Whatever has the name by now: only the object that was seen is written.
+        if let Some(uid) = uid {
+            wanted["metadata"]["uid"] = uid.into();
         }
         let patch = Patch::Apply(with_type::<K>(wanted));
         let applied = self.patch(&api, desired, &patch, is_drift).await?;
         let record = Record { desired: digest_of_wanted, live: digest(&settled(&applied)?) };
         self.remember(desired, record);
         Ok(applied)
+    }
+
+    /// Creates the object unless something has its name: `None` then.
+    ///
+    /// A create would do, but what it sets it owns by another operation than an
+    /// apply, so that a later apply could not remove a field. An apply that
+    /// names a version meets no object but of that version, and none has this one.
+    async fn create<K: Child>(
+        &self,
+        api: &Api<K>,
+        desired: &K,
+        wanted: &serde_json::Value,
+    ) -> Result<Option<K>, Error> {
+        let name = desired.name_any();
+        let mut wanted = wanted.clone();
+        wanted["metadata"]["resourceVersion"] = OF_NO_OBJECT.into();
+        let patch = Patch::Apply(with_type::<K>(wanted));
+        match bounded(api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &patch)).await {
+            Ok(created) => Ok(Some(created)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(Error::request::<K>("apply", &name, error)),
+        }
     }
 
     async fn patch<K: Child>(
@@ -213,19 +258,19 @@ impl Applier {
                 return Err(given_up(desired, conflict));
             }
             // Not by force at first: only a refusal names who changed what.
-            match bounded(api.patch(&name, &params, patch)).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => self.dispute(desired, &status).await?,
-                answer => return answer.map_err(refused),
-            }
+            let answer = bounded(api.patch(&name, &params, patch)).await;
+            let conflict = match &answer {
+                Err(kube::Error::Api(status)) => Conflict::of(status),
+                _ => None,
+            };
+            let Some(conflict) = conflict else { return answer.map_err(refused) };
+            self.dispute(desired, conflict).await?;
         }
         bounded(api.patch(&name, &params.force(), patch)).await.map_err(refused)
     }
 
     /// Tells of a change that is reverted now, or that it was reverted often enough.
-    async fn dispute<K: Child>(&self, desired: &K, answer: &Status) -> Result<(), Error> {
-        let Some(conflict) = Conflict::of(answer) else {
-            return Ok(());
-        };
+    async fn dispute<K: Child>(&self, desired: &K, conflict: Conflict) -> Result<(), Error> {
         let kind = K::kind(&());
         let is_protecting = PROTECTING.contains(&&*kind);
         if !is_protecting && !self.drift.may_revert(&key(desired), &conflict, Instant::now()) {
@@ -245,7 +290,9 @@ impl Applier {
     /// [`Error::Request`] when the API server refuses; an object that is gone is no error.
     pub async fn delete<K: Child>(&self, live: &K, owner: &str) -> Result<(), Error> {
         let name = live.name_any();
-        guard(live, owner)?;
+        if !is_controlled_by(live, owner) {
+            return Err(Error::NameConflict { kind: K::kind(&()).into_owned(), name });
+        }
         let api: Api<K> = Api::namespaced(self.client.clone(), &live.namespace().unwrap_or_default());
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
@@ -318,14 +365,18 @@ fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
     Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
-fn guard<K: Resource>(live: &K, owner: &str) -> Result<(), Error>
+fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
 where
     K::DynamicType: Default,
 {
-    if is_controlled_by(live, owner) {
+    if owner.is_some_and(|owner| is_controlled_by(live, &owner.uid)) {
         return Ok(());
     }
-    Err(Error::NameConflict { kind: K::kind(&K::DynamicType::default()).into_owned(), name: live.name_any() })
+    let (kind, name) = (K::kind(&K::DynamicType::default()).into_owned(), live.name_any());
+    if owner.is_some_and(|owner| is_of_predecessor(live, owner)) {
+        return Err(Error::Remains { kind, name });
+    }
+    Err(Error::NameConflict { kind, name })
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
@@ -384,6 +435,28 @@ mod tests {
             json!({"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true});
         let metadata = json!({"namespace": namespace, "name": name, "ownerReferences": [reference]});
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn a_name_is_taken_for_good_only_by_an_object_of_somebody_else() {
+        let reference = |name: &str, uid: &str| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Service".to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        let live = child("a", "x", "Service", "orders");
+        let class = |owner: Option<&OwnerReference>| guard(&live, owner).map_err(|error| error.class());
+        assert_eq!(class(Some(&reference("orders", "u"))), Ok(()));
+        assert_eq!(class(Some(&reference("orders", "later"))), Err(Class::Wait));
+        assert_eq!(class(Some(&reference("other", "v"))), Err(Class::Terminal));
+        assert_eq!(class(None), Err(Class::Terminal));
+        assert_eq!(
+            guard(&ConfigMap::default(), Some(&reference("orders", "u"))).unwrap_err().class(),
+            Class::Terminal
+        );
     }
 
     fn applier() -> Applier {

@@ -4,6 +4,7 @@
 
 pub mod compile;
 pub mod evidence;
+pub mod id_token;
 pub mod key;
 pub mod matches;
 pub mod model;

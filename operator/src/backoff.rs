@@ -9,37 +9,46 @@ use std::{
 const FIRST: Duration = Duration::from_millis(250);
 const MAX: Duration = Duration::from_secs(300);
 
-/// How often each object has failed in a row.
+/// First delay of a watch that fails.
+const FIRST_OF_WATCH: Duration = Duration::from_millis(800);
+/// Longest delay of a watch that fails, before jitter. What it watches is not
+/// seen meanwhile, so it is far from [`MAX`].
+const MAX_OF_WATCH: Duration = Duration::from_secs(10);
+/// A watch that has not failed for this long begins with its first delay again.
+const CALM: Duration = Duration::from_secs(120);
+
+/// How often each object has failed in a row. A new generation begins anew.
 #[derive(Debug, Default)]
 pub struct Backoff(Mutex<HashMap<String, Failures>>);
 
 #[derive(Debug, Default)]
 struct Failures {
+    generation: Option<i64>,
     count: u32,
-    /// Not before then, whatever is told of it, and for which generation of the object.
-    held: Option<(Instant, Option<i64>)>,
+    /// Not before then, whatever is told of it.
+    held: Option<Instant>,
 }
 
 impl Backoff {
     /// Counts a failure of `key`; returns how many there were in a row.
-    pub fn fail(&self, key: &str) -> u32 {
-        let mut failures = self.lock();
-        let failures = failures.entry(key.to_owned()).or_default();
+    pub fn fail(&self, key: &str, generation: Option<i64>) -> u32 {
+        let mut all = self.lock();
+        let failures = of(&mut all, key, generation);
         failures.count = failures.count.saturating_add(1);
         failures.count
     }
 
     /// Leaves `key` alone for `pause`, unless its generation changes.
     pub fn hold(&self, key: &str, generation: Option<i64>, pause: Duration) {
-        let held = Some((Instant::now() + pause, generation));
-        self.lock().entry(key.to_owned()).or_default().held = held;
+        of(&mut self.lock(), key, generation).held = Some(Instant::now() + pause);
     }
 
     /// For how much longer `key` is to be left alone.
     pub fn held(&self, key: &str, generation: Option<i64>) -> Option<Duration> {
-        let (until, held) = self.lock().get(key)?.held?;
-        let left = until.saturating_duration_since(Instant::now());
-        (held == generation && !left.is_zero()).then_some(left)
+        let all = self.lock();
+        let failures = all.get(key).filter(|failures| failures.generation == generation)?;
+        let left = failures.held?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
     }
 
     /// Forgets the failures of `key`, because it succeeded or is gone.
@@ -50,6 +59,43 @@ impl Backoff {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Failures>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn of<'a>(all: &'a mut HashMap<String, Failures>, key: &str, generation: Option<i64>) -> &'a mut Failures {
+    let failures = all.entry(key.to_owned()).or_default();
+    if failures.generation != generation {
+        *failures = Failures { generation, ..Failures::default() };
+    }
+    failures
+}
+
+/// The delays of one watch that fails: 800 ms doubled each time up to 10 s, plus
+/// or minus a quarter. kube's own go to a minute, for which a standby that takes
+/// over would act on what it saw before an outage.
+#[derive(Debug, Default)]
+pub struct WatchBackoff {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        if self.last.is_some_and(|last| last.elapsed() > CALM) {
+            self.failures = 0;
+        }
+        self.last = Some(Instant::now());
+        let doubled = FIRST_OF_WATCH.saturating_mul(1 << self.failures.min(8));
+        self.failures = self.failures.saturating_add(1);
+        Some(jitter(doubled.min(MAX_OF_WATCH)))
+    }
+}
+
+impl kube::runtime::utils::Backoff for WatchBackoff {
+    /// Only time resets it, as in client-go: a list that fails again and again
+    /// is announced each time by an event that is no error.
+    fn reset(&mut self) {}
 }
 
 /// How long to wait after `failures` in a row: 250 ms doubled each time up to
@@ -78,11 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_counted_for_each_object_until_it_succeeds() {
+    fn failures_are_counted_for_each_object_until_it_succeeds_or_changes() {
         let backoff = Backoff::default();
-        assert_eq!([backoff.fail("a"), backoff.fail("a"), backoff.fail("b")], [1, 2, 1]);
+        let fail = |key, generation| backoff.fail(key, Some(generation));
+        assert_eq!([fail("a", 1), fail("a", 1), fail("b", 1)], [1, 2, 1]);
+        assert_eq!(fail("a", 2), 1, "what failed was another spec");
+        assert_eq!(fail("a", 2), 2);
         backoff.reset("a");
-        assert_eq!(backoff.fail("a"), 1);
+        assert_eq!(fail("a", 2), 1);
     }
 
     #[test]
@@ -94,5 +143,23 @@ mod tests {
         assert_eq!(backoff.held("a", Some(2)), None);
         backoff.hold("a", Some(1), Duration::ZERO);
         assert_eq!(backoff.held("a", Some(1)), None, "its time is over");
+    }
+
+    #[test]
+    fn a_watch_that_fails_is_tried_again_within_half_a_minute_however_long_it_failed() {
+        let mut delays = WatchBackoff::default();
+        let first = delays.next().unwrap();
+        assert!(first <= FIRST_OF_WATCH.mul_f64(1.25), "{first:?}");
+        assert!(delays.by_ref().take(100).all(|delay| delay <= Duration::from_millis(12_500)));
+        kube::runtime::utils::Backoff::reset(&mut delays);
+        let later = delays.next().unwrap();
+        assert!(later >= MAX_OF_WATCH.mul_f64(0.75), "{later:?}: an event in between is no success");
+    }
+
+    #[test]
+    fn a_watch_that_was_calm_for_long_begins_anew() {
+        let long_ago = Instant::now().checked_sub(CALM + Duration::from_secs(1));
+        let mut delays = WatchBackoff { failures: 9, last: long_ago };
+        assert!(delays.next().unwrap() <= FIRST_OF_WATCH.mul_f64(1.25));
     }
 }

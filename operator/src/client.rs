@@ -19,11 +19,12 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// Why a call has no answer that could be used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// No answer in time.
-    #[error("the API server did not answer in time ({} s)", .0.as_secs())]
-    Deadline(Duration),
+    /// No answer in time. How much time there was differs from write to write
+    /// and is not told: the text stands in conditions.
+    #[error("the API server did not answer in time")]
+    Deadline,
     /// The server has too much to do and says when to come back.
-    #[error("the API server answered {status} and asks to wait {} s", after.as_secs())]
+    #[error("the API server answered {status} and asks to wait")]
     Throttled {
         /// 429 or 503.
         status: StatusCode,
@@ -85,7 +86,7 @@ async fn call(
             span.record("otel.status_code", "ERROR");
             return Err(match failed {
                 Ok(Err(error)) => error.into(),
-                _ => Error::Deadline(limit).into(),
+                _ => Error::Deadline.into(),
             });
         }
     };

@@ -64,9 +64,14 @@ impl Finding {
     }
 }
 
-/// The worst finding, the first of its kind; `None` when all is good.
+/// The worst finding, the first of its kind; `None` when all is good. An object
+/// that is left alone keeps the readiness that it had, whatever else is found.
 #[must_use]
 pub fn worst(findings: &[Finding]) -> Option<&Finding> {
+    let is_kept = |finding: &&Finding| finding.condition == types::READY && is_pause(finding.reason);
+    if let Some(kept) = findings.iter().find(is_kept) {
+        return Some(kept).filter(|kept| kept.state != State::Good);
+    }
     [State::Stalled, State::Failed, State::Unknown, State::Waiting]
         .into_iter()
         .find_map(|state| findings.iter().find(|finding| finding.state == state))
@@ -176,6 +181,21 @@ mod tests {
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "HostConflict"));
         assert!(of(&result, types::STALLED).is_some());
         assert!(of(&result, types::RECONCILING).is_none());
+    }
+
+    #[test]
+    fn what_is_left_alone_keeps_its_readiness_and_the_rest_says_what_is_so() {
+        let ready = |state| Finding { state, ..Finding::good(types::READY, "a") };
+        let down = Finding::failed(types::WORKLOAD_AVAILABLE, Reason::PodsNotReady, "b");
+        for (state, status) in [(State::Good, "True"), (State::Waiting, "Unknown"), (State::Failed, "False")]
+        {
+            let kept = Finding { reason: Reason::Suspended, ..ready(state) };
+            let result = conditions(&[], &[kept, down.clone()], 1, EARLY);
+            let said = of(&result, types::READY).unwrap();
+            assert_eq!((said.status.as_str(), said.reason.as_str()), (status, "Suspended"));
+            assert_eq!(of(&result, types::WORKLOAD_AVAILABLE).unwrap().status, "False");
+            assert!(of(&result, types::RECONCILING).is_none() && of(&result, types::STALLED).is_none());
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     external::{http, postgres::Servers},
     fence::Fence,
     metrics::Metrics,
+    reconcile::unseen::Unseen,
     stores::Stores,
 };
 
@@ -43,6 +44,8 @@ pub struct Context {
     pub events: Events,
     /// Delay before the next try of each object that fails.
     pub backoff: Backoff,
+    /// Statuses that the caches do not show yet.
+    pub unseen: Unseen,
     /// Metrics of the process.
     pub metrics: Metrics,
 }
@@ -64,6 +67,7 @@ impl Context {
             applier: Applier::new(client.clone()).telling(events.clone()),
             events,
             backoff: Backoff::default(),
+            unseen: Unseen::default(),
             metrics: Metrics::default(),
             passes: TaskTracker::new(),
             config,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
@@ -10,7 +10,11 @@ use kube::{
 use peristyle_crds::FIELD_MANAGER;
 
 use crate::{
-    apply::Error, context::Context, metadata::is_controlled_by, retry::bounded, sql::password::Password,
+    apply::Error,
+    context::Context,
+    metadata::{is_controlled_by, is_of_predecessor},
+    retry::bounded,
+    sql::password::Password,
 };
 
 /// Key of the password in every Secret that is written here.
@@ -119,18 +123,6 @@ fn contains<V: PartialEq>(live: &BTreeMap<String, V>, wanted: &BTreeMap<String, 
 
 fn api(ctx: &Context, metadata: &ObjectMeta) -> Api<Secret> {
     Api::namespaced(ctx.client.clone(), metadata.namespace.as_deref().unwrap_or_default())
-}
-
-/// Whether `secret` belonged to an object of the owner's name that is gone,
-/// since there is another now; the cluster has only not cleared it away yet.
-fn is_of_predecessor(secret: &Secret, owner: &OwnerReference) -> bool {
-    secret.owner_references().iter().any(|found| {
-        found.controller == Some(true)
-            && found.api_version == owner.api_version
-            && found.kind == owner.kind
-            && found.name == owner.name
-            && found.uid != owner.uid
-    })
 }
 
 async fn within_deadline<T>(

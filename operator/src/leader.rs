@@ -32,6 +32,9 @@ const WRITES: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(2);
 /// How often a candidate looks at it: how soon it notices a release.
 const LOOK: Duration = Duration::from_millis(500);
+/// For how long a candidate whose caches are out of date leaves a free Lease to
+/// others. A watch is tried again sooner; a right that is missing may never come.
+const STALE: Duration = Duration::from_secs(15);
 
 /// A candidate, and the holder once [`Leadership::acquire`] returns.
 pub struct Leadership {
@@ -39,6 +42,8 @@ pub struct Leadership {
     identity: String,
     fence: Fence,
     held: Option<Lease>,
+    /// Whether a write of the Lease has begun and its end is not known.
+    is_in_doubt: bool,
 }
 
 /// A Lease as it was when it last changed.
@@ -64,6 +69,7 @@ impl Leadership {
             identity: format!("{}_{suffix}", config.identity),
             fence,
             held: None,
+            is_in_doubt: false,
         }
     }
 
@@ -73,9 +79,12 @@ impl Leadership {
         &self.identity
     }
 
-    /// Waits until this process holds the Lease.
-    pub async fn acquire(&mut self) {
+    /// Waits until this process holds the Lease. It takes a free one only while
+    /// `is_current` says that its caches show what is, or after a while in which
+    /// no other candidate did.
+    pub async fn acquire(&mut self, is_current: impl Fn() -> bool) {
         let mut seen: Option<Seen> = None;
+        let mut free_since: Option<Instant> = None;
         loop {
             match bounded(self.leases.get_opt(LEASE)).await {
                 Ok(lease) => {
@@ -84,7 +93,9 @@ impl Leadership {
                         seen = Some(Seen { spec, since: Instant::now() });
                     }
                     let is_free = seen.as_ref().is_some_and(|seen| is_free(&seen.spec, seen.since.elapsed()));
-                    if is_free && self.write(lease).await {
+                    free_since = is_free.then(|| free_since.unwrap_or_else(Instant::now));
+                    let may_take = free_since.is_some_and(|since| is_current() || since.elapsed() >= STALE);
+                    if may_take && self.write(lease).await {
                         return;
                     }
                 }
@@ -130,9 +141,14 @@ impl Leadership {
         }
     }
 
-    /// Gives the Lease to whoever comes first. Before, the fence must be closed
-    /// and what has begun be over.
+    /// Gives the Lease to whoever comes first, also one that an
+    /// [`Leadership::acquire`] that was cut off may have got. Before, the fence
+    /// must be closed and what has begun be over.
     pub async fn release(&mut self) {
+        if self.is_in_doubt {
+            let found = bounded(self.leases.get_opt(LEASE)).await.ok().flatten();
+            self.held = found.filter(|lease| holder(lease.spec.as_ref()) == Some(&self.identity));
+        }
         let Some(mut lease) = self.held.take() else { return };
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
@@ -158,6 +174,7 @@ impl Leadership {
             lease_transitions: Some(old.lease_transitions.unwrap_or(0) + i32::from(!is_ours)),
             ..old
         };
+        self.is_in_doubt = true;
         let written = if let Some(lease) = seen {
             let lease = Lease { spec: Some(spec), ..lease };
             bounded(self.leases.replace(LEASE, &params(), &lease)).await
@@ -165,6 +182,7 @@ impl Leadership {
             let metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
             bounded(self.leases.create(&params(), &Lease { metadata, spec: Some(spec) })).await
         };
+        self.is_in_doubt = false;
         match written {
             Ok(lease) => {
                 self.fence.open_until(before + WRITES);
@@ -204,6 +222,11 @@ fn is_free(spec: &LeaseSpec, unchanged: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -225,5 +248,92 @@ mod tests {
         assert!(is_free(&LeaseSpec::default(), Duration::ZERO));
         let released = LeaseSpec { holder_identity: Some(String::new()), ..LeaseSpec::default() };
         assert!(is_free(&released, Duration::ZERO));
+    }
+
+    /// A Lease at a server that loses the answer to its first write.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<(Option<Value>, u32)>>);
+
+    impl Server {
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let service = tower::service_fn(move |request: http::Request<Body>| {
+                let server = server.clone();
+                async move { server.answer(request).await }
+            });
+            Client::new(service, "peristyle-system")
+        }
+
+        async fn answer(
+            &self,
+            request: http::Request<Body>,
+        ) -> Result<http::Response<Body>, std::convert::Infallible> {
+            let is_read = request.method() == http::Method::GET;
+            let body = request.into_body().collect_bytes().await.unwrap();
+            if !is_read {
+                let written = {
+                    let mut server = self.0.lock().unwrap();
+                    server.0 = Some(serde_json::from_slice(&body).unwrap());
+                    server.1 += 1;
+                    server.1
+                };
+                if written == 1 {
+                    std::future::pending::<()>().await;
+                }
+            }
+            let missing = || json!({"code": 404, "reason": "NotFound", "message": ""});
+            let lease = self.0.lock().unwrap().0.clone();
+            let code = if lease.is_some() { 200 } else { 404 };
+            let body = Body::from(lease.unwrap_or_else(missing).to_string().into_bytes());
+            Ok(http::Response::builder().status(code).body(body).unwrap())
+        }
+
+        fn holder(&self) -> Option<String> {
+            let server = self.0.lock().unwrap();
+            server.0.as_ref()?["spec"]["holderIdentity"].as_str().map(ToOwned::to_owned)
+        }
+    }
+
+    fn candidate(server: &Server) -> Leadership {
+        Leadership {
+            leases: Api::default_namespaced(server.client()),
+            identity: "a".to_owned(),
+            fence: fence(),
+            held: None,
+            is_in_doubt: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_taking_was_cut_off_is_released() {
+        let server = Server::default();
+        let mut leadership = candidate(&server);
+        let taken = async {
+            while server.holder().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = leadership.acquire(|| true) => panic!("there was no answer"),
+            () = taken => {}
+        }
+        assert_eq!(server.holder().as_deref(), Some("a"));
+        leadership.release().await;
+        assert_eq!(server.holder(), None);
+    }
+
+    #[tokio::test]
+    async fn a_candidate_with_old_caches_leaves_a_free_lease_until_they_are_current() {
+        let server = Server::default();
+        server.0.lock().unwrap().1 = 1;
+        let mut leadership = candidate(&server);
+        let asked = std::cell::Cell::new(0);
+        let is_current = || {
+            asked.set(asked.get() + 1);
+            assert_eq!(server.holder(), None, "taken with old caches");
+            asked.get() == 2
+        };
+        leadership.acquire(is_current).await;
+        assert_eq!((asked.get(), server.holder().as_deref()), (2, Some("a")));
     }
 }

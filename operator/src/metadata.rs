@@ -89,6 +89,19 @@ pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
     object.meta().owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
 }
 
+/// Whether `object` belonged to an object of the owner's name that is gone,
+/// since there is another now; the cluster has only not cleared it away yet.
+#[must_use]
+pub fn is_of_predecessor<K: Resource>(object: &K, owner: &OwnerReference) -> bool {
+    object.meta().owner_references.iter().flatten().any(|found| {
+        found.controller == Some(true)
+            && found.api_version == owner.api_version
+            && found.kind == owner.kind
+            && found.name == owner.name
+            && found.uid != owner.uid
+    })
+}
+
 /// Whether somebody asked that the operator leave `object` alone.
 #[must_use]
 pub fn is_ignored<K: Resource>(object: &K) -> bool {

@@ -30,12 +30,18 @@ struct ByResult {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ByPath {
+    path: String,
+}
+
 /// Counters and histograms of the process.
 pub struct Metrics {
     registry: Mutex<Registry>,
     reconciles: Family<ByResult, Counter>,
     seconds: Family<ByKind, Histogram>,
     leader: Gauge,
+    watches: Family<ByPath, Gauge>,
 }
 
 impl Default for Metrics {
@@ -49,7 +55,13 @@ impl Default for Metrics {
         registry.register("reconciles", "Passes over an object by kind and result", reconciles.clone());
         registry.register("reconcile_duration_seconds", "Time of one pass over an object", seconds.clone());
         registry.register("leader", "1 while this process holds the Lease", leader.clone());
-        Self { registry: Mutex::new(registry), reconciles, seconds, leader }
+        let watches = Family::<ByPath, Gauge>::default();
+        registry.register(
+            "watch_failing",
+            "1 while a watch of the API server fails: what it watches is seen as it was before",
+            watches.clone(),
+        );
+        Self { registry: Mutex::new(registry), reconciles, seconds, leader, watches }
     }
 }
 
@@ -63,6 +75,7 @@ impl Metrics {
             Some(Class::Conflict) => "conflict",
             Some(Class::Transient) => "transient",
             Some(Class::Forbidden) => "forbidden",
+            Some(Class::Quota) => "quota",
             Some(Class::Bug) => "bug",
         };
         self.reconciles.get_or_create(&ByResult { kind: kind.to_owned(), result }).inc();
@@ -72,6 +85,11 @@ impl Metrics {
     /// Says whether this process holds the Lease.
     pub fn set_leader(&self, is_leader: bool) {
         self.leader.set(i64::from(is_leader));
+    }
+
+    /// Says whether the watch of `path` fails.
+    pub fn set_watch(&self, path: &str, is_failing: bool) {
+        self.watches.get_or_create(&ByPath { path: path.to_owned() }).set(i64::from(is_failing));
     }
 
     /// All metrics as text.

@@ -1,6 +1,7 @@
 //! The one loop of all controllers: queue, reconcile, status, retry.
 
 mod unreadable;
+pub mod unseen;
 
 use std::{
     fmt::Debug,
@@ -11,6 +12,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource, ResourceExt,
     api::{Patch, PatchParams, Request},
@@ -24,10 +26,7 @@ use peristyle_crds::{
     condition::{Reason, types},
     v1alpha1::Reported,
 };
-use serde::{
-    Serialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::Instrument;
 
 use crate::{
@@ -110,7 +109,8 @@ pub async fn run<K, F, Fut, E>(
     let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
         let key = key(&*object);
         tracing::warn!(object = %key, %error, "retrying");
-        Action::requeue(delay(ctx.backoff.fail(&key)).max(client::pause_asked_by(error).unwrap_or_default()))
+        let failures = ctx.backoff.fail(&key, object.meta().generation);
+        Action::requeue(delay(failures).max(client::pause_asked_by(error).unwrap_or_default()))
     };
     let config = controller::Config::default().concurrency(16);
     let results = controller::applier(pass, retry, ctx.clone(), roots.store().clone(), queue, config);
@@ -120,7 +120,9 @@ pub async fn run<K, F, Fut, E>(
             // Its children follow by owner reference.
             Err(controller::Error::ObjectNotFound(gone)) => {
                 let namespace = gone.namespace.as_deref().unwrap_or_default();
-                ctx.backoff.reset(&key_of::<K>(namespace, &gone.name));
+                let key = key_of::<K>(namespace, &gone.name);
+                ctx.backoff.reset(&key);
+                ctx.unseen.forget(&key);
                 ctx.applier.forget(&K::kind(&()), namespace, &gone.name);
             }
             Err(error) => tracing::error!(%error, "controller queue failed"),
@@ -142,6 +144,9 @@ where
     if ctx.passes.is_closed() {
         return Ok(Action::await_change());
     }
+    if ctx.unseen.is_before(&key, object.meta().resource_version.as_deref()) {
+        return Ok(Action::await_change());
+    }
     let generation = object.meta().generation;
     if let Some(left) = ctx.backoff.held(&key, generation) {
         return Ok(Action::requeue(left));
@@ -161,13 +166,13 @@ where
         };
         ctx.metrics.reconciled(&K::kind(&()), result.as_ref().err().map(|f| f.class), started.elapsed());
         let (outcome, retry, failures, pause) = match result {
+            // What it found may be bad; that the next error is the first one stays true.
             Ok(outcome) => {
                 let retry = retry::after(&outcome.findings, outcome.requeue);
-                let failures = if retry == Retry::Backoff { ctx.backoff.fail(&key) } else { 0 };
-                (Some(outcome), retry, failures, None)
+                (Some(outcome), retry, 0, None)
             }
             Err(Failure { class, finding, pause }) => {
-                let failures = ctx.backoff.fail(&key);
+                let failures = ctx.backoff.fail(&key, generation);
                 let reason = finding.reason;
                 let Consequence { shown, retry } = consequence(class, reason, failures);
                 let outcome = shown.map(|state| failed(&*object, Finding { state, ..finding }));
@@ -266,7 +271,7 @@ where
     let object_uid = object.meta().uid.as_deref().unwrap_or_default();
     let namespace = object.namespace();
     match patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await {
-        Ok(()) => {}
+        Ok(version) => ctx.unseen.wrote(&key(object), object.resource_version(), version.as_deref()),
         Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
         Err(error) => return Err(StatusError(Box::new(error))),
     }
@@ -279,14 +284,15 @@ where
     Ok(())
 }
 
-/// Both scopes in one function, which the typed `Api` does not offer.
+/// Both scopes in one function, which the typed `Api` does not offer. Returns
+/// the version of the object after the write.
 async fn patch_status<K: Root, S: Serialize + Debug>(
     ctx: &Context,
     namespace: Option<&str>,
     name: &str,
     uid: &str,
     status: &S,
-) -> kube::Result<()>
+) -> kube::Result<Option<String>>
 where
     K::Status: DeserializeOwned,
 {
@@ -300,8 +306,14 @@ where
     let request = Request::new(K::url_path(&(), namespace))
         .patch_subresource("status", name, &params, &Patch::Apply(&patch))
         .map_err(kube::Error::BuildRequest)?;
-    bounded(ctx.client.request::<IgnoredAny>(request)).await?;
-    Ok(())
+    let written: Written = bounded(ctx.client.request(request)).await?;
+    Ok(written.metadata.resource_version)
+}
+
+/// All that is read of the answer to a write.
+#[derive(Deserialize)]
+struct Written {
+    metadata: ObjectMeta,
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
@@ -310,4 +322,99 @@ fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
 
 fn key_of<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> String {
     format!("{}/{namespace}/{name}", K::kind(&()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use clap::Parser;
+    use http::{Method, Response};
+    use kube::{Client, client::Body};
+    use peristyle_crds::v1alpha1::{Service, ServiceStatus};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{config::Config, fence::Fence};
+
+    #[derive(Parser)]
+    struct Settings {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the API server answered 500")]
+    struct Broken;
+
+    impl Classified for Broken {
+        fn class(&self) -> Class {
+            Class::Transient
+        }
+
+        fn reason(&self) -> Reason {
+            Reason::Unavailable
+        }
+    }
+
+    /// A context whose API server knows one Service, and the statuses that it was sent.
+    fn context() -> (Arc<Context>, Arc<Mutex<Vec<String>>>) {
+        let statuses = Arc::new(Mutex::new(Vec::new()));
+        let sent = statuses.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let sent = sent.clone();
+            async move {
+                let is_status =
+                    request.method() == Method::PATCH && request.uri().path().ends_with("/status");
+                let body = request.into_body().collect_bytes().await?;
+                if is_status {
+                    sent.lock().unwrap().push(String::from_utf8_lossy(&body).into_owned());
+                }
+                let answer = json!({"metadata": {"name": "orders", "resourceVersion": "2"}});
+                Ok::<_, kube::Error>(Response::new(Body::from(answer.to_string().into_bytes())))
+            }
+        });
+        let fence = Fence::new(Duration::from_secs(5));
+        fence.open_until(Instant::now() + Duration::from_secs(60));
+        let config = Settings::parse_from(["test"]).config;
+        (Arc::new(Context::new(Client::new(service, "default"), config, fence).unwrap()), statuses)
+    }
+
+    fn object(version: &str) -> Arc<Service> {
+        let metadata = json!({"name": "orders", "namespace": "shop", "uid": "u", "generation": 1,
+            "resourceVersion": version});
+        Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": {"image": "x:1"}})).unwrap())
+    }
+
+    fn crashing() -> Outcome<ServiceStatus> {
+        let finding = Finding::failed(types::WORKLOAD_AVAILABLE, Reason::CrashLoopBackOff, "exit 1");
+        Outcome::new(ServiceStatus::default(), vec![finding])
+    }
+
+    #[tokio::test]
+    async fn one_error_after_many_passes_that_found_a_crash_loop_is_the_first_error() {
+        let (ctx, statuses) = context();
+        for version in 0..20 {
+            let found = async |_, _| Ok::<_, Broken>(crashing());
+            pass(object(&format!("1{version}")), ctx.clone(), found).await.unwrap();
+        }
+        let before = statuses.lock().unwrap().len();
+        let broken = async |_, _| Err::<Outcome<ServiceStatus>, _>(Broken);
+        let action = pass(object("30"), ctx.clone(), broken).await.unwrap();
+        assert_eq!(statuses.lock().unwrap().len(), before, "one error was told at once");
+        assert_ne!(action, Action::await_change());
+        let failures = ctx.backoff.fail("Service/shop/orders", Some(1));
+        assert_eq!(failures, 2, "passes without an error were counted as failures");
+    }
+
+    #[tokio::test]
+    async fn a_pass_before_the_cache_has_the_last_status_does_nothing() {
+        let (ctx, statuses) = context();
+        let found = async |_, _| Ok::<_, Broken>(crashing());
+        pass(object("1"), ctx.clone(), found).await.unwrap();
+        let action = pass(object("1"), ctx.clone(), found).await.unwrap();
+        assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::await_change()));
+        pass(object("2"), ctx.clone(), found).await.unwrap();
+        assert_eq!(statuses.lock().unwrap().len(), 2, "this version has no status");
+    }
 }

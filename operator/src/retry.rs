@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kube::core::Status;
 use peristyle_crds::condition::Reason;
 
 use crate::conditions::{Finding, State};
@@ -12,6 +13,9 @@ const RESYNC: Duration = Duration::from_secs(6 * 3600);
 const WAIT: Duration = Duration::from_secs(45);
 /// How often it is tried whether a right has been granted.
 const GRANT: Duration = Duration::from_secs(40);
+/// How often it is tried whether what was refused is accepted by now: not every
+/// correction by a person is told, for example that of a webhook.
+const REFUSED: Duration = Duration::from_secs(300);
 /// How many failures in a row of a system that does not answer as it should
 /// leave the status as it is.
 const UNNOTICED: u32 = 2;
@@ -32,6 +36,8 @@ pub enum Class {
     Transient,
     /// The API server refused for lack of permission.
     Forbidden,
+    /// A ResourceQuota leaves no room.
+    Quota,
     /// A broken invariant of ours.
     Bug,
 }
@@ -62,8 +68,9 @@ pub fn consequence(class: Class, reason: Reason, failures: u32) -> Consequence {
     let (shown, retry) = match class {
         // The caches do not show when the object of somebody else is gone.
         Class::Terminal if reason == Reason::NameConflict => (Some(State::Stalled), Retry::After(WAIT)),
-        Class::Terminal => (Some(State::Stalled), Retry::OnChange),
+        Class::Terminal => (Some(State::Stalled), Retry::After(REFUSED)),
         Class::Wait => (Some(State::Waiting), Retry::After(WAIT)),
+        Class::Quota => (Some(State::Failed), Retry::After(WAIT)),
         Class::Conflict => (None, Retry::Backoff),
         Class::Transient if failures <= UNNOTICED => (None, Retry::Backoff),
         Class::Transient => (Some(State::Unknown), Retry::Backoff),
@@ -74,14 +81,14 @@ pub fn consequence(class: Class, reason: Reason, failures: u32) -> Consequence {
 }
 
 /// When to look again after a pass without an error. What may come by itself is
-/// looked at in time even where something else waits for a person.
+/// looked at in time even where something else waits for a person. A finding is
+/// no failure of the pass, so nothing here grows.
 #[must_use]
 pub fn after(findings: &[Finding], requeue: Option<Duration>) -> Retry {
     let any = |states: &[State]| findings.iter().any(|finding| states.contains(&finding.state));
     match requeue {
         Some(after) => Retry::After(after),
-        None if any(&[State::Failed, State::Unknown]) => Retry::Backoff,
-        None if any(&[State::Waiting]) => Retry::After(WAIT),
+        None if any(&[State::Failed, State::Unknown, State::Waiting]) => Retry::After(WAIT),
         None if any(&[State::Stalled]) => Retry::OnChange,
         None => Retry::After(RESYNC),
     }
@@ -123,12 +130,29 @@ impl Classified for std::convert::Infallible {
 #[must_use]
 pub fn classify(error: &kube::Error) -> Class {
     match error {
-        kube::Error::Api(status) if status.is_forbidden() => Class::Forbidden,
+        kube::Error::Api(status) if status.is_forbidden() => refusal(status),
         kube::Error::Api(status) if status.is_conflict() => Class::Conflict,
-        // The API server did not accept what we rendered: trying again changes nothing.
+        // Another object has taken the place of the one that was meant.
+        kube::Error::Api(status) if is_of_another_object(status) => Class::Conflict,
+        // The API server did not accept what we rendered: trying again soon changes nothing.
         kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => Class::Terminal,
         _ => Class::Transient,
     }
+}
+
+/// What a 403 means: admission answers with it too, where no right is missing.
+fn refusal(status: &Status) -> Class {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") {
+        return Class::Wait;
+    }
+    if status.message.contains("exceeded quota") { Class::Quota } else { Class::Forbidden }
+}
+
+/// Whether a write named the UID of an object that is no longer the one of its name.
+fn is_of_another_object(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 422 && causes.into_iter().any(|cause| cause.field == "metadata.uid")
 }
 
 /// The reason that goes with a class of client error.
@@ -139,6 +163,7 @@ pub const fn reason(class: Class) -> Reason {
         Class::Wait | Class::Conflict => Reason::Progressing,
         Class::Transient => Reason::Unavailable,
         Class::Forbidden => Reason::Forbidden,
+        Class::Quota => Reason::QuotaExceeded,
         Class::Bug => Reason::InternalError,
     }
 }
@@ -146,6 +171,7 @@ pub const fn reason(class: Class) -> Reason {
 #[cfg(test)]
 mod tests {
     use peristyle_crds::condition::types::{DATABASES_READY, ROUTES_PROGRAMMED};
+    use serde_json::json;
 
     use super::*;
 
@@ -153,7 +179,7 @@ mod tests {
     #[test]
     fn every_class_of_failure_has_its_status_and_its_next_try() {
         let table = [
-            (Class::Terminal, Reason::Invalid, 1, Some(State::Stalled), Retry::OnChange),
+            (Class::Terminal, Reason::Invalid, 1, Some(State::Stalled), Retry::After(REFUSED)),
             (Class::Terminal, Reason::NameConflict, 1, Some(State::Stalled), Retry::After(WAIT)),
             (Class::Wait, Reason::DatabaseNotReady, 1, Some(State::Waiting), Retry::After(WAIT)),
             (Class::Conflict, Reason::Progressing, 1, None, Retry::Backoff),
@@ -163,6 +189,7 @@ mod tests {
             (Class::Transient, Reason::Unavailable, UNNOTICED + 1, Some(State::Unknown), Retry::Backoff),
             (Class::Forbidden, Reason::Forbidden, 1, Some(State::Failed), Retry::After(GRANT)),
             (Class::Forbidden, Reason::Forbidden, 99, Some(State::Failed), Retry::After(GRANT)),
+            (Class::Quota, Reason::QuotaExceeded, 1, Some(State::Failed), Retry::After(WAIT)),
             (Class::Bug, Reason::InternalError, 1, Some(State::Failed), Retry::Backoff),
         ];
         for (class, reason, failures, shown, retry) in table {
@@ -196,8 +223,29 @@ mod tests {
         ] {
             assert_eq!(of(code, reason), class, "{code} {reason}");
         }
-        let elapsed = kube::Error::Service(crate::client::Error::Deadline(CALL_DEADLINE).into());
+        let elapsed = kube::Error::Service(crate::client::Error::Deadline.into());
         assert_eq!(classify(&elapsed), Class::Transient);
+    }
+
+    #[test]
+    fn a_refusal_that_no_right_would_mend_is_told_apart() {
+        let of = |status: serde_json::Value| {
+            let status: Status = serde_json::from_value(status).unwrap();
+            let class = classify(&kube::Error::Api(status.boxed()));
+            (class, reason(class))
+        };
+        let terminating = json!({"code": 403, "reason": "Forbidden", "message": "it is being terminated",
+            "details": {"causes": [{"reason": "NamespaceTerminating", "message": "shop", "field": "metadata.namespace"}]}});
+        assert_eq!(of(terminating), (Class::Wait, Reason::Progressing));
+        let quota = json!({"code": 403, "reason": "Forbidden",
+            "message": "services \"orders\" is forbidden: exceeded quota: small, requested: services=1"});
+        assert_eq!(of(quota), (Class::Quota, Reason::QuotaExceeded));
+        let replaced = json!({"code": 422, "reason": "Invalid", "message": "field is immutable",
+            "details": {"causes": [{"reason": "FieldValueInvalid", "field": "metadata.uid"}]}});
+        assert_eq!(of(replaced), (Class::Conflict, Reason::Progressing));
+        let invalid = json!({"code": 422, "reason": "Invalid", "message": "",
+            "details": {"causes": [{"reason": "FieldValueInvalid", "field": "spec.ports"}]}});
+        assert_eq!(of(invalid), (Class::Terminal, Reason::Invalid));
     }
 
     #[test]
@@ -208,7 +256,7 @@ mod tests {
         let good = Finding::good(DATABASES_READY, "d");
         assert_eq!(after(std::slice::from_ref(&stalled), None), Retry::OnChange);
         assert_eq!(after(&[stalled.clone(), waiting], None), Retry::After(WAIT));
-        assert_eq!(after(&[stalled.clone(), unknown], None), Retry::Backoff);
+        assert_eq!(after(&[stalled.clone(), unknown], None), Retry::After(WAIT));
         assert_eq!(after(&[good], None), Retry::After(RESYNC));
         let minute = Duration::from_secs(60);
         assert_eq!(after(&[stalled], Some(minute)), Retry::After(minute));

@@ -78,11 +78,15 @@ async fn lead(
     let acquired = async {
         ctx.stores.ready().await;
         readiness.set();
-        leadership.acquire().await;
+        leadership.acquire(|| ctx.stores.are_current()).await;
     };
-    tokio::select! {
-        () = acquired => {}
-        () = &mut stop => return Ok(()),
+    let is_leader = tokio::select! {
+        () = acquired => true,
+        () = &mut stop => false,
+    };
+    if !is_leader {
+        leadership.release().await;
+        return Ok(());
     }
     ctx.metrics.set_leader(true);
     tracing::info!(identity = leadership.identity(), "leading");

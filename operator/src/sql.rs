@@ -9,9 +9,14 @@ pub mod names;
 pub mod password;
 pub mod plan;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
+
+use crate::retry::CALL_DEADLINE;
+
+/// How long the copy or the removal of a database may take.
+const LENGTHY: Duration = Duration::from_secs(55);
 
 /// Bytes that PostgreSQL keeps of a name; it cuts longer ones without an error.
 pub const MAX_NAME: usize = 63;
@@ -67,13 +72,22 @@ pub struct Statement {
     step: &'static str,
     text: String,
     shown: String,
+    patience: Duration,
 }
 
 impl Statement {
     /// A statement of one command, outside a transaction.
     #[must_use]
     pub fn single(step: &'static str, command: String) -> Self {
-        Self { step, shown: command.clone(), text: command }
+        Self { step, shown: command.clone(), text: command, patience: CALL_DEADLINE }
+    }
+
+    /// A command that copies or removes a whole database, and has no result
+    /// before it is done: it may take longer than other calls. It runs at the
+    /// server only as long as it is waited for.
+    #[must_use]
+    pub fn lengthy(step: &'static str, command: String) -> Self {
+        Self { patience: LENGTHY, ..Self::single(step, command) }
     }
 
     /// Commands that take effect together or not at all.
@@ -91,7 +105,7 @@ impl Statement {
     ) -> Self {
         let shown = Self::transaction(step, &commands("'<verifier>'")).text;
         let text = Self::transaction(step, &commands(&Literal(verifier.expose()).to_string())).text;
-        Self { step, text, shown }
+        Self { step, text, shown, patience: CALL_DEADLINE }
     }
 
     /// What the statement is for, in words.
@@ -104,6 +118,12 @@ impl Statement {
     #[must_use]
     pub fn is_secret(&self) -> bool {
         self.text != self.shown
+    }
+
+    /// How long it may take.
+    #[must_use]
+    pub const fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// The text for the server.

@@ -18,7 +18,7 @@ use peristyle_crds::{
 
 use crate::{
     edge::traefik::objects::{IngressRoute, Middleware, ServersTransport},
-    watch::Watched,
+    watch::{Watched, Watches, health::Health},
 };
 
 /// How long a start waits for kinds that may not be installed.
@@ -72,6 +72,7 @@ pub struct Stores {
     pub middlewares: Watched<Middleware>,
     /// Our transports at Traefik.
     pub servers_transports: Watched<ServersTransport>,
+    watches: Watches,
 }
 
 impl Stores {
@@ -81,31 +82,45 @@ impl Stores {
         let all = watcher::Config::default;
         let ours = || all().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
         let at_the_edge = || all().labels(EDGE_LABEL);
-        let c = || client.clone();
+        let mut watches = Watches::new(client.clone());
         Self {
-            services: Watched::start_guarded(Api::all(c()), all()),
-            databases: Watched::start_guarded(Api::all(c()), all()),
-            auth_policies: Watched::start_guarded(Api::all(c()), all()),
-            edge_classes: Watched::start_guarded(Api::all(c()), all()),
-            auth_classes: Watched::start_guarded(Api::all(c()), all()),
-            database_classes: Watched::start_guarded(Api::all(c()), all()),
-            namespaces: Watched::start(Api::all(c()), all()),
-            deployments: Watched::start_children(Api::all(c()), ours()),
-            stateful_sets: Watched::start_children(Api::all(c()), ours()),
-            core_services: Watched::start_children(Api::all(c()), ours()),
-            service_accounts: Watched::start_children(Api::all(c()), ours()),
-            jobs: Watched::start_children(Api::all(c()), ours()),
-            network_policies: Watched::start_children(Api::all(c()), ours()),
-            disruption_budgets: Watched::start_children(Api::all(c()), ours()),
-            pods: Watched::start(Api::all(c()), ours()),
-            secrets: Watched::start(Api::all(c()), all()),
-            config_maps: Watched::start(Api::all(c()), all()),
-            endpoint_slices: Watched::start_children(Api::all(c()), ours()),
-            system_endpoint_slices: Watched::start(Api::namespaced(c(), namespace), all()),
-            ingress_routes: Watched::start_children(Api::all(c()), at_the_edge()),
-            middlewares: Watched::start_children(Api::all(c()), at_the_edge()),
-            servers_transports: Watched::start_children(Api::all(c()), at_the_edge()),
+            services: watches.guarded(Api::all, all()),
+            databases: watches.guarded(Api::all, all()),
+            auth_policies: watches.guarded(Api::all, all()),
+            edge_classes: watches.guarded(Api::all, all()),
+            auth_classes: watches.guarded(Api::all, all()),
+            database_classes: watches.guarded(Api::all, all()),
+            namespaces: watches.start(Api::all, all()),
+            deployments: watches.children(Api::all, ours()),
+            stateful_sets: watches.children(Api::all, ours()),
+            core_services: watches.children(Api::all, ours()),
+            service_accounts: watches.children(Api::all, ours()),
+            jobs: watches.children(Api::all, ours()),
+            network_policies: watches.children(Api::all, ours()),
+            disruption_budgets: watches.children(Api::all, ours()),
+            pods: watches.start(Api::all, ours()),
+            secrets: watches.start(Api::all, all()),
+            config_maps: watches.start(Api::all, all()),
+            endpoint_slices: watches.children(Api::all, ours()),
+            system_endpoint_slices: watches.start(|client| Api::namespaced(client, namespace), all()),
+            ingress_routes: watches.children(Api::all, at_the_edge()),
+            middlewares: watches.children(Api::all, at_the_edge()),
+            servers_transports: watches.children(Api::all, at_the_edge()),
+            watches,
         }
+    }
+
+    /// How each watch stands.
+    #[must_use]
+    pub fn healths(&self) -> &[Health] {
+        self.watches.healths()
+    }
+
+    /// Whether every cache shows what is: each watch that failed, as in an
+    /// outage of the API server, was answered since.
+    #[must_use]
+    pub fn are_current(&self) -> bool {
+        self.healths().iter().all(Health::is_current)
     }
 
     /// Waits until every cache holds its first list; for kinds that may not

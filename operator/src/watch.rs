@@ -1,5 +1,7 @@
 //! One watch per kind, shared by all controllers.
 
+pub mod health;
+
 use std::{
     collections::HashMap,
     fmt::Debug,
@@ -10,7 +12,7 @@ use std::{
 use futures::{Stream, StreamExt, stream::BoxStream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{
         WatchStreamExt,
@@ -23,7 +25,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::apply::ownership;
+use self::health::Health;
+use crate::{apply::ownership, backoff::WatchBackoff};
 
 /// A kind of which there can be a cache.
 pub trait Cached:
@@ -50,36 +53,78 @@ pub struct Watched<K: Cached> {
     unreadable: watch::Receiver<Unreadable<K>>,
 }
 
-impl<K: Cached> Watched<K> {
-    /// Watches `api` for the life of the process.
+/// Starts watches and keeps how each of them stands.
+pub struct Watches {
+    client: Client,
+    healths: Vec<Health>,
+}
+
+impl Watches {
+    /// No watch yet.
     #[must_use]
-    pub fn start(api: Api<K>, config: watcher::Config) -> Self {
-        let events =
-            watcher(api, config).default_backoff().modify(|object| forget_managers(object.meta_mut()));
-        Self::follow(events.map(|event| event.map(|event| each(event, Ok))))
+    pub fn new(client: Client) -> Self {
+        Self { client, healths: Vec::new() }
+    }
+
+    /// How each watch stands.
+    #[must_use]
+    pub fn healths(&self) -> &[Health] {
+        &self.healths
+    }
+
+    /// Watches the objects of `scope` for the life of the process.
+    pub fn start<K: Cached>(
+        &mut self,
+        scope: impl Fn(Client) -> Api<K>,
+        config: watcher::Config,
+    ) -> Watched<K> {
+        let (events, health) = self.watch(scope, config, forget_managers);
+        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health)
     }
 
     /// The same for children, of which the cache also keeps what the operator owns in them.
-    #[must_use]
-    pub fn start_children(api: Api<K>, config: watcher::Config) -> Self {
-        let events =
-            watcher(api, config).default_backoff().modify(|object| ownership::keep(object.meta_mut()));
-        Self::follow(events.map(|event| event.map(|event| each(event, Ok))))
+    pub fn children<K: Cached>(
+        &mut self,
+        scope: impl Fn(Client) -> Api<K>,
+        config: watcher::Config,
+    ) -> Watched<K> {
+        let (events, health) = self.watch(scope, config, ownership::keep);
+        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health)
     }
 
     /// The same for kinds that people write: an object that the types cannot
     /// read does not keep the others out of the cache. Of such an object the
     /// cache keeps the last version that could be read.
-    #[must_use]
-    pub fn start_guarded(api: Api<DeserializeGuard<K>>, config: watcher::Config) -> Self {
-        let events =
-            watcher(api, config).default_backoff().modify(|object| forget_managers(object.meta_mut()));
-        Self::follow(events.map(|event| {
-            event.map(|event| each(event, |guard: DeserializeGuard<K>| guard.0.map_err(Box::new)))
-        }))
+    pub fn guarded<K: Cached>(
+        &mut self,
+        scope: impl Fn(Client) -> Api<DeserializeGuard<K>>,
+        config: watcher::Config,
+    ) -> Watched<K> {
+        let (events, health) = self.watch(scope, config, forget_managers);
+        let read = |guard: DeserializeGuard<K>| guard.0.map_err(Box::new);
+        Watched::follow(events.map(move |event| event.map(|event| each(event, read))), health)
     }
 
-    fn follow<S>(events: S) -> Self
+    fn watch<T>(
+        &mut self,
+        scope: impl Fn(Client) -> Api<T>,
+        config: watcher::Config,
+        prune: fn(&mut ObjectMeta),
+    ) -> (BoxStream<'static, watcher::Result<Event<T>>>, Health)
+    where
+        T: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let health = Health::new(scope(self.client.clone()).resource_url());
+        self.healths.push(health.clone());
+        let events = watcher(scope(health.listening(&self.client)), config)
+            .backoff(WatchBackoff::default())
+            .modify(move |object| prune(object.meta_mut()));
+        (events.boxed(), health)
+    }
+}
+
+impl<K: Cached> Watched<K> {
+    fn follow<S>(events: S, health: Health) -> Self
     where
         S: Stream<Item = watcher::Result<Event<Read<K>>>> + Send + 'static,
     {
@@ -94,7 +139,8 @@ impl<K: Cached> Watched<K> {
                 let touched = match event {
                     Ok(event) => cache.take(event),
                     Err(error) => {
-                        tracing::warn!(kind = %K::kind(&()), %error, "watch failed, retrying");
+                        tracing::warn!(path = health.path(), %error, "watch failed, retrying");
+                        health.failed(&error);
                         continue;
                     }
                 };
@@ -235,8 +281,13 @@ impl<K: Cached> Cache<K> {
                 self.store.get(&reference).into_iter().collect()
             }
             Event::Delete(object) => {
-                let Some(object) = self.readable(object) else { return Vec::new() };
-                self.forget(&ObjectRef::from_obj(&object));
+                let reference = match &object {
+                    Ok(object) => ObjectRef::from_obj(object),
+                    Err(invalid) => reference_to(invalid),
+                };
+                self.forget(&reference);
+                let last = || self.store.get(&reference).map(|last| (*last).clone());
+                let Some(object) = object.ok().or_else(last) else { return Vec::new() };
                 self.writer.apply_watcher_event(&Event::Delete(object.clone()));
                 vec![Arc::new(object)]
             }
@@ -271,8 +322,7 @@ impl<K: Cached> Cache<K> {
                 Some(object)
             }
             Err(invalid) => {
-                let mut reference = ObjectRef::new(invalid.metadata.name.as_deref().unwrap_or_default());
-                reference.namespace.clone_from(&invalid.metadata.namespace);
+                let reference = reference_to(&invalid);
                 tracing::warn!(kind = %K::kind(&()), object = %reference, error = invalid.error, "unreadable object");
                 let last = self.store.get(&reference);
                 self.bad.send_modify(|bad| drop(bad.insert(reference, *invalid)));
@@ -284,6 +334,12 @@ impl<K: Cached> Cache<K> {
     fn forget(&self, reference: &ObjectRef<K>) {
         self.bad.send_if_modified(|bad| bad.remove(reference).is_some());
     }
+}
+
+fn reference_to<K: Cached>(invalid: &InvalidObject) -> ObjectRef<K> {
+    let mut reference = ObjectRef::new(invalid.metadata.name.as_deref().unwrap_or_default());
+    reference.namespace.clone_from(&invalid.metadata.namespace);
+    reference
 }
 
 /// `event` with `change` made to each object.
@@ -350,7 +406,8 @@ mod tests {
 
     fn watched() -> (Watched<ConfigMap>, mpsc::UnboundedSender<Event<Read<ConfigMap>>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Watched::follow(UnboundedReceiverStream::new(receiver).map(Ok)), sender)
+        let events = UnboundedReceiverStream::new(receiver).map(Ok);
+        (Watched::follow(events, Health::new("/api/v1/configmaps")), sender)
     }
 
     async fn names(changes: BoxStream<'static, Arc<ConfigMap>>, count: usize) -> BTreeSet<String> {
@@ -413,5 +470,27 @@ mod tests {
         events.send(Event::Apply(Ok(map("bad")))).unwrap();
         unreadable.wait_for(|unreadable| unreadable.len() == 1).await.unwrap();
         assert!(watched.get("shop", "bad").is_some());
+    }
+    #[tokio::test]
+    async fn an_object_that_never_could_be_read_is_forgotten_when_it_is_deleted() {
+        let (watched, events) = watched();
+        let changes = watched.changes();
+        for event in [
+            Event::Init,
+            Event::InitApply(Err(unreadable("bad"))),
+            Event::InitApply(Ok(map("worse"))),
+            Event::InitDone,
+            Event::Apply(Err(unreadable("worse"))),
+        ] {
+            events.send(event).unwrap();
+        }
+        let mut bad = watched.unreadable();
+        bad.wait_for(|bad| bad.len() == 2).await.unwrap();
+        for name in ["bad", "worse"] {
+            events.send(Event::Delete(Err(unreadable(name)))).unwrap();
+        }
+        bad.wait_for(Unreadable::is_empty).await.unwrap();
+        assert_eq!(names(changes, 3).await, BTreeSet::from(["worse".to_owned()]));
+        assert!(watched.store().is_empty(), "the version that could be read outlived the object");
     }
 }

@@ -19,7 +19,7 @@ use peristyle_crds::v1alpha1::{
     PathMatch,
     auth_policy::{HttpMethod, Relation},
 };
-use proptest::{prelude::*, sample::select};
+use proptest::{prelude::*, sample::select, string::string_regex};
 use regex::Regex;
 use serde_json::Value;
 
@@ -117,6 +117,40 @@ fn hostile() -> impl Strategy<Value = String> {
     prop::collection::vec(select(characters), 0..12).prop_map(|text| text.into_iter().collect())
 }
 
+/// A host that routes allow.
+fn host() -> impl Strategy<Value = String> {
+    const LABEL: &str = "[a-z0-9]([a-z0-9-]{0,6}[a-z0-9])?";
+    string_regex(&format!("{LABEL}(\\.{LABEL}){{0,3}}")).unwrap()
+}
+
+/// A path that routes allow.
+fn path() -> impl Strategy<Value = String> {
+    string_regex(r"(/\.?[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,5}){1,3}").unwrap()
+}
+
+fn path_match(path: String, is_prefix: bool) -> PathMatch {
+    let (prefix, exact) = if is_prefix { (Some(path), None) } else { (None, Some(path)) };
+    PathMatch { prefix, exact }
+}
+
+/// The rule of a route must ask for exactly this host, this path and gRPC.
+fn check_leaves(host: &Host, path: &RoutePath) -> Result<(), TestCaseError> {
+    let rule = Rule::host(host).and(&Rule::path(path)).and(&Rule::grpc()).to_string();
+    let mut expected = vec![leaf("Host", host.as_str())];
+    expected.extend(match path {
+        RoutePath::All => vec![leaf("PathPrefix", "/")],
+        RoutePath::Exact(path) => vec![leaf("Path", path)],
+        RoutePath::Prefix(path) => vec![leaf("Path", path), leaf("PathPrefix", &format!("{path}/"))],
+    });
+    let found = leaves(&rule);
+    prop_assert!(found.is_some(), "{}", rule);
+    let mut found = found.unwrap();
+    let last = found.pop().unwrap();
+    prop_assert_eq!(last.0, "HeaderRegexp");
+    prop_assert_eq!(found, expected);
+    Ok(())
+}
+
 fn leaf(name: &str, argument: &str) -> (String, Vec<String>) {
     (name.to_owned(), vec![argument.to_owned()])
 }
@@ -148,27 +182,26 @@ proptest! {
     }
 
     #[test]
-    fn a_rule_of_traefik_has_exactly_the_leaves_that_were_meant(
-        host in prop_oneof![hostile(), Just("a.test".to_owned())],
-        path in hostile().prop_map(|text| format!("/{text}")),
-        is_prefix: bool,
-    ) {
-        let Ok(host) = Host::parse(&host) else { return Ok(()) };
-        let (prefix, exact) = if is_prefix { (Some(path), None) } else { (None, Some(path)) };
-        let Ok(path) = RoutePath::parse(&PathMatch { prefix, exact }) else { return Ok(()) };
-        let rule = Rule::host(&host).and(&Rule::path(&path)).and(&Rule::grpc()).to_string();
-        let mut expected = vec![leaf("Host", host.as_str())];
-        expected.extend(match &path {
-            RoutePath::All => vec![leaf("PathPrefix", "/")],
-            RoutePath::Exact(path) => vec![leaf("Path", path)],
-            RoutePath::Prefix(path) => vec![leaf("Path", path), leaf("PathPrefix", &format!("{path}/"))],
-        });
-        let found = leaves(&rule);
-        prop_assert!(found.is_some(), "{}", rule);
-        let mut found = found.unwrap();
-        let last = found.pop().unwrap();
-        prop_assert_eq!(last.0, "HeaderRegexp");
-        prop_assert_eq!(found, expected);
+    fn a_rule_of_traefik_has_exactly_the_leaves_that_were_meant(host in host(), path in path(), is_prefix: bool) {
+        let host = Host::parse(&host).unwrap();
+        let path = RoutePath::parse(&path_match(path, is_prefix)).unwrap();
+        check_leaves(&host, &path)?;
+    }
+
+    #[test]
+    fn a_hostile_host_is_refused_or_stands_for_itself(text in hostile()) {
+        if let Ok(host) = Host::parse(&text) {
+            prop_assert_eq!(host.as_str(), text);
+            check_leaves(&host, &RoutePath::All)?;
+        }
+    }
+
+    #[test]
+    fn a_hostile_path_is_refused_or_stands_for_itself(text in hostile(), is_prefix: bool) {
+        let host = Host::parse("a.test").unwrap();
+        if let Ok(path) = RoutePath::parse(&path_match(format!("/{text}"), is_prefix)) {
+            check_leaves(&host, &path)?;
+        }
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn every_change_of_content_gives_another_id_and_tuples_give_the_same() {
 #[case::empty_model("/spec/relations/model", json!(" // nothing\n"), Reason::Invalid,
     "spec.relations.model: line 1: declares no class; write `class X implements Namespace { … }` or leave the model out")]
 #[case::undeclared_namespace("/spec/rules/0/authorization/relation/namespace", json!("Invoices"), Reason::ReferenceMissing,
-    "spec.rules[read].authorization.relation.namespace: no model of the AuthClass declares class Invoices; declare it in spec.relations.model")]
+    "spec.rules[read].authorization.relation.namespace: no policy of this namespace and AuthClass declares class Invoices; declare it in spec.relations.model")]
 #[case::undeclared_relation("/spec/rules/0/authorization/relation/relation", json!("burn"), Reason::Invalid,
     "spec.rules[read].authorization.relation.relation: class Orders has no \"burn\"; it has owners, read, readers, write")]
 #[case::tuple_relation("/spec/relations/tuples/0/relation", json!("burners"), Reason::Invalid,
@@ -213,6 +213,99 @@ spec:
     evil(r#"{model: "class A implements Namespace {} /*"}"#);
 }
 
+/// Asks and grants by class Orders, which the fixture's policy declares.
+const DEPENDENT: &str = "
+kind: AuthPolicy
+metadata: {name: dependent, namespace: shop, creationTimestamp: \"2026-02-01T00:00:00Z\"}
+spec:
+  targets: [{service: nobody}, {service: orders, expose: second}]
+  authentication: [{name: idp, jwt: {issuer: \"https://idp/\", audiences: [orders]}}]
+  rules:
+  - name: get
+    match: {http: [{path: {prefix: /}}]}
+    authentication: [idp]
+    authorization: {relation: {namespace: Orders, object: orders, relation: read}}
+---
+kind: AuthPolicy
+metadata: {name: evil, namespace: evil, creationTimestamp: \"2026-02-01T00:00:00Z\"}
+spec:
+  targets: [{service: nobody}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}}]}, public: {}}]
+  relations:
+    model: |
+      class Orders implements Namespace { related: { read: Orders[], members: Orders[] } }
+    tuples: [{namespace: Orders, object: orders, relation: read, subject: mallory}]
+";
+
+#[test]
+fn a_rule_never_asks_a_relation_of_another_team_even_when_its_own_teams_model_breaks() {
+    let refused = |objects: &Objects| {
+        let rejection = objects.compile("dependent").unwrap_err();
+        (rejection.reason, rejection.message)
+    };
+    let absent = (
+        Reason::ReferenceMissing,
+        "spec.rules[get].authorization.relation.namespace: no policy of this namespace and AuthClass declares class Orders; declare it in spec.relations.model"
+            .to_owned(),
+    );
+    let text = format!("{SHOP}---\n{DEPENDENT}")
+        .replace("  - {name: open,", "  - {name: second, hosts: [second.shop.test]}\n  - {name: open,");
+    let text = text.replace("targets: [{service: orders}]", "targets: [{service: orders, expose: public}]");
+    assert!(Objects::read(&text).compile("dependent").is_ok(), "a policy of the same namespace declares it");
+    // A typo: the model owns nothing, and the class passes to the other team.
+    let broken = Objects::read(&text.replace("class Person implements Namespace {}", "clas Person {}"));
+    assert_eq!(refused(&broken), absent);
+    // Made again: its model is younger than the other team's now.
+    let born = "metadata: {name: orders, namespace: shop, creationTimestamp: \"2026-01-01";
+    let again = "metadata: {name: orders, namespace: shop, creationTimestamp: \"2026-03-01";
+    let readers = text.rfind(born).expect("the fixture's policy");
+    let younger = format!("{}{}", &text[..readers], text[readers..].replacen(born, again, 1));
+    assert_eq!(refused(&Objects::read(&younger)), absent);
+    let alone: Vec<&str> = text.split("---\n").filter(|part| !part.contains("namespace: evil")).collect();
+    let alone = alone.join("---\n").replace("class Orders", "class Other");
+    assert_eq!(
+        refused(&Objects::read(&alone.replace(
+            "namespace: Orders, object: orders, relation: readers",
+            "namespace: Other, object: orders, relation: readers"
+        )))
+        .0,
+        Reason::ReferenceMissing
+    );
+}
+
+#[test]
+fn a_class_of_another_team_reads_as_absent_in_every_place_that_names_one() {
+    let evil = |tuple: &str| {
+        let policy = "
+kind: AuthPolicy
+metadata: {name: evil, namespace: evil, creationTimestamp: \"2026-03-01T00:00:00Z\"}
+spec:
+  targets: [{service: nobody}]
+  rules: [{name: all, match: {http: [{path: {prefix: /}}]}, public: {}}]
+  relations: {model: \"class Mine implements Namespace { related: { a: Mine[] } }\", tuples: [TUPLE]}
+";
+        let objects = and(&policy.replace("TUPLE", tuple));
+        objects
+            .world(|world| {
+                world.namespaces(&objects.classes[0], &Refusals::new()).tuples(objects.policy("evil"))
+            })
+            .unwrap_err()
+            .message
+    };
+    for (theirs, absent) in [("Orders", "Absent"), ("Team", "Absent")] {
+        let tuple = |class: &str| format!("{{namespace: {class}, object: o, relation: x, subject: mallory}}");
+        assert_eq!(evil(&tuple(theirs)).replace(theirs, absent), evil(&tuple(absent)));
+        for relation in ["\"\"", "members"] {
+            let set = |class: &str| {
+                format!(
+                    "{{namespace: Mine, object: o, relation: a, subjectSet: {{namespace: {class}, object: o, relation: {relation}}}}}"
+                )
+            };
+            assert_eq!(evil(&set(theirs)).replace(theirs, absent), evil(&set(absent)));
+        }
+    }
+}
+
 #[test]
 fn what_keto_refuses_is_left_out_with_its_tuples_and_dependents() {
     let objects = Objects::read(SHOP);
@@ -269,7 +362,12 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
     let publications = Publications::default();
     let hash = objects.compile("orders").unwrap().hash;
     let policy = "orders".to_owned();
-    let unknown = Protection::Unknown { policy: policy.clone(), hash: hash.clone() };
+    let decisions_url = "http://oathkeeper-api.peristyle-system.svc.cluster.local:4456/decisions".to_owned();
+    let unknown = Protection::Unknown {
+        policy: policy.clone(),
+        hash: hash.clone(),
+        decisions_url: decisions_url.clone(),
+    };
     assert_eq!(protected(&objects, &publications, 0), unknown);
     assert_eq!(protected(&objects, &publications, 1), Protection::None, "no policy governs a public route");
 
@@ -277,11 +375,10 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
     let allowed = objects.compile("orders").unwrap().allowed;
     let publish = |hash: &str, standing: Standing| {
         let (hash, allowed) = (hash.to_owned(), allowed.clone());
-        let publication = Publication { hash, standing, tuples: None, allowed, earlier: Vec::new() };
+        let publication = Publication { standing, allowed, ..Publication::unknown(&hash) };
         publications.replace("class", [(key.clone(), publication)].into(), Refusals::new());
     };
     publish(&hash, Standing::Live);
-    let decisions_url = "http://oathkeeper-api.peristyle-system.svc.cluster.local:4456/decisions".to_owned();
     assert_eq!(
         protected(&objects, &publications, 0),
         Protection::Live { policy, hash: hash.clone(), decisions_url }
@@ -524,11 +621,9 @@ fn a_route_stays_up_while_rules_change_only_if_nothing_is_forbidden_or_the_polic
     let before = Objects::read(SHOP).compile("orders").unwrap();
     let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
     let publication = Publication {
-        hash: before.hash.clone(),
         standing: Standing::Live,
-        tuples: None,
         allowed: before.allowed,
-        earlier: Vec::new(),
+        ..Publication::unknown(&before.hash)
     };
     publications.replace("class", [(key.clone(), publication.clone())].into(), Refusals::new());
     let more = json!({"name": "more", "match": {"grpc": [{"service": "more.v1.More"}]}, "public": {}});
@@ -549,11 +644,10 @@ fn a_route_stays_up_while_rules_change_only_if_nothing_is_forbidden_or_the_polic
 
     // A pod may already decide by the looser rules: to go back from them is a tightening.
     let on_the_way = Publication {
-        hash: looser.compile("orders").unwrap().hash,
         standing: Standing::Pending { reason: Reason::PropagatingRules, message: String::new() },
         allowed: looser.compile("orders").unwrap().allowed,
         earlier: publication.before("looser"),
-        tuples: None,
+        ..Publication::unknown(&looser.compile("orders").unwrap().hash)
     };
     publications.replace("class", [(key, on_the_way)].into(), Refusals::new());
     assert!(stays_up(&looser, &publications));

@@ -4,8 +4,12 @@
 
 #[path = "postgres/attacks.rs"]
 mod attacks;
+#[path = "postgres/ending.rs"]
+mod ending;
 #[path = "postgres/matrix.rs"]
 mod matrix;
+#[path = "postgres/repair.rs"]
+mod repair;
 #[path = "postgres/server.rs"]
 mod server;
 #[path = "postgres/trash.rs"]
@@ -23,7 +27,7 @@ use peristyle::{
         marker::Marker,
         names::{Names, ROLES},
         password::Password,
-        plan::{self, Desired, Login},
+        plan::{self, Desired, Login, Obstacle},
     },
 };
 use peristyle_crds::v1alpha1::database::{RoleName, Slot};
@@ -37,6 +41,7 @@ fn desired(database: &str, uid: &str) -> Desired {
         marker: Marker::new(uid, "cluster", "demo", database),
         logins: ROLES.map(|role| Login { role, connection_limit: 3 }).into(),
         adopts: false,
+        was_made: false,
     }
 }
 
@@ -197,7 +202,7 @@ fn script(desired: &Desired, admin: Admin, passwords: &Passwords) -> Vec<(bool, 
     };
     let outside = |statement| (false, statement);
     let mut script: Vec<_> =
-        plan::database::plan(desired, &empty).unwrap().into_iter().map(outside).collect();
+        plan::database::plan(desired, &facts, &empty).unwrap().into_iter().map(outside).collect();
     script.extend(plan::schema::plan(desired, &facts, &fresh).map(|s| (true, s)));
     for login in &desired.logins {
         let verifier = passwords[&login.role].verifier();
@@ -255,7 +260,10 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
         let before = server.log().len();
         for (name, kind) in [("byhand", "database"), ("group", "role")] {
             let error = establish(&session, &desired(name, "uid-1"), &passwords(), None).await.unwrap_err();
-            assert!(matches!(&error, Error::Conflict(conflict) if conflict.kind == kind), "{error}");
+            assert!(
+                matches!(&error, Error::Obstacle(Obstacle::Conflict(conflict)) if conflict.kind == kind),
+                "{error}"
+            );
         }
         let log = server.log();
         for word in ["BEGIN", "CREATE", "ALTER", "GRANT", "REVOKE", "COMMENT"] {
@@ -270,7 +278,7 @@ async fn what_is_not_ours_is_reported_and_not_touched() {
     let stranger =
         Desired { marker: Marker::new("uid-2", "cluster", "elsewhere", "shop"), ..desired("shop", "uid-2") };
     let error = establish(&session, &stranger, &passwords(), None).await.unwrap_err();
-    assert!(matches!(error, Error::Conflict(_)), "{error}");
+    assert!(matches!(error, Error::Obstacle(Obstacle::Conflict(_))), "{error}");
     drop_database(&session, &stranger, None).await.unwrap();
     server.superuser("shop").await;
 }
@@ -285,13 +293,16 @@ async fn the_successor_of_a_retained_database_takes_it_back_only_when_asked_and_
         let owner = connect(&server, &before, &old, RoleName::Owner).await.unwrap();
         owner.batch_execute("CREATE TABLE kept (id int)").await.unwrap();
 
+        let stays = connect(&server, &before, &old, RoleName::Writer).await.unwrap();
         let (after, new) = (desired(name, "uid-2"), passwords());
         drop_database(&session, &after, None).await.unwrap();
         let error = provision(&session, &after, None).await.unwrap_err();
         assert!(error.to_string().contains("set spec.adopt to IfMarked"), "{error}");
         connect(&server, &before, &old, RoleName::Writer).await.map(drop).unwrap();
+        stays.batch_execute("SELECT 1").await.expect("a refusal ended a session");
         let after = Desired { adopts: true, ..after };
         establish(&session, &after, &new, None).await.unwrap();
+        assert!(stays.batch_execute("SELECT 1").await.is_err(), "a session with the old password goes on");
         let endpoint = server.endpoint("127.0.0.1");
         for role in ROLES {
             let check = || check_login(&session, &endpoint, &after.names, role, Slot::A, &new[&role]);

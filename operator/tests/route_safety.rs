@@ -37,7 +37,7 @@ const DECISIONS: &str = "http://oathkeeper-api.auth.svc.cluster.local:4456/decis
 fn protection() -> impl Strategy<Value = RouteProtection> {
     prop_oneof![
         Just(RouteProtection::None),
-        Just(RouteProtection::Unknown { hash: "h1".to_owned() }),
+        Just(RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() }),
         Just(RouteProtection::Pending {
             reason: Reason::PropagatingRules,
             message: "1 of 2 pods".to_owned()
@@ -199,7 +199,7 @@ proptest! {
                 (&hosts[route.host.as_str()].serving, protection),
                 (
                     Some(Guard::Decided { hash: served, .. }),
-                    RouteProtection::Unknown { hash } | RouteProtection::Changing { hash, .. }
+                    RouteProtection::Unknown { hash, .. } | RouteProtection::Changing { hash, .. }
                 ) if served == hash
             );
             match &route.guard {
@@ -305,7 +305,7 @@ proptest! {
     #[test]
     fn what_a_restart_finds_of_a_route_is_kept_but_its_ways_in((service, observed) in world()) {
         let before = edge(&service, &restarted(&observed, |hash| RouteProtection::Live { hash, decisions_url: DECISIONS.to_owned() }));
-        let after = edge(&service, &restarted(&observed, |hash| RouteProtection::Unknown { hash }));
+        let after = edge(&service, &restarted(&observed, |hash| RouteProtection::Unknown { hash, decisions_url: DECISIONS.to_owned() }));
         let is_required = service.spec.expose.iter().any(|expose| expose.auth_mode() == AuthMode::Required);
         prop_assert!(!before.is_provisional);
         prop_assert_eq!(after.is_provisional, is_required);
@@ -340,6 +340,21 @@ proptest! {
             open.spec.parent_refs.clear();
             prop_assert!(edge.is_stricter_than(&open));
         }
+        // What matched more, listened elsewhere or was another edge's lets in more.
+        let wider = |route: &IngressRoute| {
+            let [mut more, mut elsewhere, mut other] = [route.clone(), route.clone(), route.clone()];
+            let router = Router { rule: "Host(`more.test`)".to_owned(), ..route.spec.routes[0].clone() };
+            more.spec.routes.push(router);
+            elsewhere.spec.entry_points.push("web".to_owned());
+            other.metadata.labels.as_mut().unwrap().insert(EDGE_LABEL.to_owned(), "elsewhere".to_owned());
+            [more, elsewhere, other]
+        };
+        for parent in &edge.parents {
+            prop_assert!(wider(parent).iter().all(|wider| edge.is_stricter_than(wider)));
+        }
+        for fence in &edge.fences {
+            prop_assert!(!wider(fence).iter().any(|wider| edge.is_stricter_than(wider)), "it refuses, meanwhile");
+        }
         for fence in &edge.fences {
             let mut open = fence.clone();
             open.spec.routes[0].services[0].name = service.name_any();
@@ -364,6 +379,105 @@ proptest! {
             prop_assert_eq!(rule.matches('`').count(), 2 * literals);
             prop_assert!(!text.contains(SYNTAX));
         }
+    }
+}
+
+fn exposed(text: &str) -> (Service, Observed) {
+    let text = format!("{{metadata: {{name: orders, namespace: shop, uid: u}}, spec: {{image: x, {text}}}}}");
+    let service: Service = serde_saphyr::from_str(&text).unwrap();
+    let view = |protection: RouteProtection| ExposeView::Served {
+        class: "public".to_owned(),
+        hosts: [("h.test".to_owned(), HostView::default())].into(),
+        refused: Vec::new(),
+        entry_points: vec!["web".to_owned()],
+        protection,
+    };
+    let live = RouteProtection::Live { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() };
+    let entries = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(live.clone())));
+    let observed = Observed {
+        exposes: entries.collect(),
+        edge_errors: Some(EdgeErrors::default()),
+        has_traefik: true,
+        ..Observed::default()
+    };
+    (service, observed)
+}
+
+#[test]
+fn a_required_entry_that_cannot_be_served_is_refused_and_does_not_fall_through_to_a_public_one() {
+    const PORTS: &str =
+        "ports: [{name: http, port: 80, protocol: HTTP}, {name: raw, port: 81, protocol: TCP}]";
+    let spec = |port: &str| {
+        format!(
+            "{PORTS}, expose: [{{name: open, port: http, auth: {{mode: Public}}}}, {{name: admin, port: {port}, paths: [{{prefix: /admin}}]}}]"
+        )
+    };
+    for port in ["raw", "absent"] {
+        let (service, observed) = exposed(&spec(port));
+        let routes = route::routes(&service, &observed);
+        assert!(routes.finding().message.starts_with("spec.expose[1].port"), "{}", routes.finding().message);
+        let edge = edge(&service, &observed);
+        let (before, seen) = exposed(&spec("http"));
+        for fence in self::edge(&before, &seen).fences {
+            let fenced: Vec<&str> = fence.spec.routes.iter().map(|router| router.rule.as_str()).collect();
+            let still = edge.fences.iter().find(|still| still.name_any() == fence.name_any()).unwrap();
+            let rules: Vec<&str> = still.spec.routes.iter().map(|router| router.rule.as_str()).collect();
+            assert!(fenced.iter().all(|rule| rules.contains(rule)), "{fenced:?} {rules:?}");
+            assert!(!edge.is_stricter_than(&fence), "the fence is not withdrawn");
+        }
+        assert_eq!(edge.parents.len(), 1, "only the public entry lets anybody in");
+    }
+}
+
+#[test]
+fn a_stricter_spec_withdraws_what_lets_in_more_and_has_the_fence_ready() {
+    let spec = |paths: &str, more: &str| {
+        format!(
+            "ports: [{{name: http, port: 80, protocol: HTTP}}], expose: [{{name: open, paths: [{paths}], auth: {{mode: Public}}}}{more}]"
+        )
+    };
+    let edge_of = |text: &str| {
+        let (service, observed) = exposed(text);
+        edge(&service, &observed)
+    };
+    let before = edge_of(&spec("", ""));
+    let narrower = edge_of(&spec("{prefix: /pub}", ""));
+    assert!(narrower.is_stricter_than(&before.parents[0]), "all paths were open");
+    assert!(!before.is_stricter_than(&narrower.parents[0]));
+    let admin = edge_of(&spec("", ", {name: admin, paths: [{prefix: /admin}]}"));
+    assert!(!admin.is_stricter_than(&before.parents[0]), "it stays, behind the fence of what is new");
+    let open = before.parents[0].spec.routes[0].priority;
+    assert!(admin.fences.iter().flat_map(|fence| &fence.spec.routes).any(|r| r.priority > open));
+}
+
+#[test]
+fn while_traefiks_kinds_are_not_all_in_the_caches_nothing_is_taken_back() {
+    let (service, observed) = exposed("expose: [{name: open}]");
+    let late = Observed { has_traefik: false, ..observed };
+    assert!(edge(&service, &late).is_provisional);
+    let (nothing, observed) = exposed("expose: []");
+    assert!(!edge(&nothing, &Observed { has_traefik: false, ..observed }).is_provisional);
+}
+
+#[test]
+fn what_is_served_while_a_policy_is_unknown_must_ask_where_its_class_says() {
+    let unknown = RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() };
+    let serving = |url: &str| Guard::Decided { decisions_url: url.to_owned(), hash: "h1".to_owned() };
+    assert_eq!(Guard::required(&unknown, Some(&serving(DECISIONS))), serving(DECISIONS));
+    assert_eq!(Guard::required(&unknown, Some(&serving("http://evil.test/"))), Guard::Withheld);
+}
+
+#[test]
+fn a_path_that_servers_clean_is_no_path_of_a_route() {
+    let parse = |text: &str| {
+        let both = [(Some(text.to_owned()), None), (None, Some(text.to_owned()))];
+        both.map(|(prefix, exact)| RoutePath::parse(&PathMatch { prefix, exact }).is_ok())
+    };
+    for odd in ["//", "/a//b", "/a/../b", "/./a", "/..", "/a/.", "/a//"] {
+        assert_eq!(parse(odd), [false, false], "{odd}");
+    }
+    for plain in ["/", "/a", "/a/", "/a/..b", "/.well-known/x", "/v1.0/~me"] {
+        assert_eq!(parse(plain), [true, true], "{plain}");
     }
 }
 

@@ -90,6 +90,10 @@ fn end(name: &str) -> End {
 #[case::database_for_the_hook("hook of orders", "postgres", "TCP", 5432, true)]
 #[case::no_database_is_bound("shop/web", "postgres", "TCP", 5432, false)]
 #[case::neighbour_of_the_database("shop/orders", "keto", "TCP", 4467, false)]
+#[case::keys_of_the_gate("shop/guarded", "gatekeeper", "TCP", 4456, true)]
+#[case::nothing_else_of_the_gate("shop/guarded", "gatekeeper", "TCP", 9000, false)]
+#[case::nothing_comes_through_the_gate("shop/web", "gatekeeper", "TCP", 4456, false)]
+#[case::gate_elsewhere("shop/guarded", "false edge", "TCP", 4456, false)]
 // To the outside what is declared.
 #[case::outbound("billing/payments", "198.51.100.9", "TCP", 443, true)]
 #[case::outbound_port("billing/payments", "198.51.100.9", "TCP", 80, false)]
@@ -116,5 +120,5 @@ fn a_connection_is_allowed_only_where_it_is_declared(
 #[test]
 fn an_open_service_has_no_policy_and_every_other_one_has() {
     let names: Vec<_> = policies().iter().map(|policy| policy.metadata.name.clone().unwrap()).collect();
-    assert_eq!(names, ["web", "orders", "payments", "ledger", "spy"]);
+    assert_eq!(names, ["web", "orders", "guarded", "payments", "ledger", "spy"]);
 }

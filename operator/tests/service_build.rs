@@ -31,6 +31,7 @@ fn service(spec: &str) -> String {
 #[case::minimal(include_str!("fixtures/minimal.yaml"), "minimal")]
 #[case::orders(include_str!("fixtures/orders.yaml"), "orders")]
 #[case::web(include_str!("fixtures/web.yaml"), "web")]
+#[case::steady(include_str!("fixtures/steady.yaml"), "steady")]
 fn the_children_of_a_service(#[case] text: &str, #[case] name: &str) {
     for (service, rendered) in rendered(text) {
         let rendered = rendered.unwrap();
@@ -79,6 +80,14 @@ fn the_children_of_a_service(#[case] text: &str, #[case] name: &str) {
 #[case::hook_shorter_than_a_second(
     "hooks: {preRollout: [{name: m, command: [a], timeout: 500ms}]}",
     "spec.hooks.preRollout[0].timeout: 500ms is not a number of whole seconds; write for example 5s or 1m"
+)]
+#[case::sleep_as_long_as_the_grace(
+    "shutdown: {grace: 20s, preStop: {sleep: 20s}}",
+    "spec.shutdown.preStop.sleep: 20s is not shorter than spec.shutdown.grace, 20s; the container would be killed without SIGTERM; shorten the sleep or lengthen grace"
+)]
+#[case::grace_as_short_as_the_sleep_that_is_the_default(
+    "shutdown: {grace: 5s}",
+    "spec.shutdown.preStop.sleep: 5s is not shorter than spec.shutdown.grace, 5s; the container would be killed without SIGTERM; shorten the sleep or lengthen grace"
 )]
 #[case::probe_of_an_unknown_port(
     "health: {readiness: {tcp: {port: x}}}",
@@ -129,6 +138,15 @@ fn the_user_may_name_the_service_for_telemetry() {
     let values: Vec<_> = env.iter().filter(|v| v["name"] == "OTEL_SERVICE_NAME").collect();
     assert_eq!(values.len(), 1);
     assert_eq!(values[0]["value"], "mine");
+}
+
+#[test]
+fn a_sleep_of_nothing_is_none() {
+    let rendered = one(&service("shutdown: {grace: 1s, preStop: {sleep: 0s}}")).unwrap();
+    let deployment = rendered.objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 1);
+    assert!(pod["containers"][0]["lifecycle"].is_null(), "{pod}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use peristyle::{
     controllers::service::{
         observe::{DatabaseView, DependencyView, Observed, ready_addresses},
         references::{Reference, required},
-        validate::{Validated, validate},
+        validate::{Validated, access::peers, validate},
     },
     edge::route::{Guard, RouteProtection},
 };
@@ -122,6 +122,18 @@ fn a_dependency_is_called_at_the_port_of_its_core_service() {
 }
 
 #[test]
+fn a_mistake_elsewhere_in_the_spec_keeps_nobody_s_access_from_being_known() {
+    let access = "access: {inbound: [{service: web}]}";
+    let broken = format!("env: [{{name: PORT, value: '1'}}], {access}");
+    let observed = Observed::default();
+    assert!(validate(&service(&broken), &observed).is_err());
+    let sound = validate(&service(access), &observed).unwrap().peers;
+    assert!(sound.is_some());
+    assert_eq!(peers(&service(&broken), &observed), sound);
+    assert_eq!(peers(&service("access: {mode: Open}"), &observed), None);
+}
+
+#[test]
 fn only_required_references_count() {
     let spec = "env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}, \
         {name: B, valueFrom: {configMapKeyRef: {name: c, key: k, optional: true}}}, \
@@ -190,7 +202,8 @@ fn only_ready_pods_of_one_family_answer_for_the_edge() {
 fn a_route_goes_on_only_for_the_very_policy_that_protects_it() {
     let decided =
         |hash: &str| Guard::Decided { decisions_url: "http://o/decisions".to_owned(), hash: hash.to_owned() };
-    let unknown = RouteProtection::Unknown { hash: "h1".to_owned() };
+    let unknown =
+        RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: "http://o/decisions".to_owned() };
     assert_eq!(Guard::required(&unknown, Some(&decided("h1"))), decided("h1"));
     for serving in [None, Some(Guard::Open), Some(Guard::Withheld), Some(decided("h0"))] {
         assert_eq!(Guard::required(&unknown, serving.as_ref()), Guard::Withheld);

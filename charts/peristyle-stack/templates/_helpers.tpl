@@ -128,7 +128,7 @@ rules:
 - apiGroups: [""]
   resources: [configmaps]
   resourceNames: [{{ .configMap }}]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding

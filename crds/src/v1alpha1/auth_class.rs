@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::duration::Duration;
+
 /// Where policies are decided.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
@@ -45,6 +47,13 @@ pub struct AuthClassSpec {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["issuer".into()]))]
     pub issuers: Vec<Issuer>,
+    /// The token that Oathkeeper signs for the workload behind a protected rule. Exposed
+    /// workloads are told how to verify it by `ID_TOKEN_JWKS_URL`, `ID_TOKEN_ISSUER` and
+    /// `ID_TOKEN_AUDIENCE`. Default: none; they then learn who calls from `X-User` alone.
+    /// With or without it a caller's own `Authorization` header ends at the gate, also where
+    /// a rule is public; only a route whose `auth.mode` is Public passes it on.
+    #[serde(rename = "idToken", default, skip_serializing_if = "Option::is_none")]
+    pub id_token: Option<IdToken>,
 }
 
 /// Where Oathkeeper runs and where it reads its rules.
@@ -107,6 +116,28 @@ pub struct Issuer {
     #[serde(rename = "jwksURL")]
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^https?://\S+$"))]
     pub jwks_url: String,
+}
+
+/// The token that Oathkeeper signs for workloads. Its `sub` is the caller's, its `aud` is
+/// `<service>.<namespace>`.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("!has(self.ttl) || (duration(self.ttl) >= duration('1m') && duration(self.ttl) <= duration('1h'))",
+        "ttl: from 1m to 1h")
+)]
+pub struct IdToken {
+    /// `iss` of the tokens, exactly; workloads accept no other.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^https?://\S+$"))]
+    pub issuer: String,
+    /// Secret in the operator's namespace whose key `jwks.json` holds the private JSON Web Keys;
+    /// the last one signs. Made by the operator where it does not exist, and never changed
+    /// afterwards. Oathkeeper's pods must mount it.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub jwks_secret: String,
+    /// How long a token is valid, 1m to 1h; it is checked when a call begins. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
 }
 
 /// What the operator observed.

@@ -46,7 +46,7 @@ pub struct AuthPolicySpec {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub targets: Vec<Target>,
 
-    /// Ways to prove who calls; rules refer to them by name.
+    /// Ways to prove who calls; rules refer to them by name. Default: none, every rule is public.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -57,7 +57,7 @@ pub struct AuthPolicySpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rules: Vec<AccessRule>,
 
-    /// The relation model and its tuples in Keto.
+    /// The relation model and its tuples in Keto. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relations: Option<Relations>,
 
@@ -67,7 +67,8 @@ pub struct AuthPolicySpec {
     pub on_tighten: Option<OnTighten>,
 }
 
-/// What becomes of routes while rules change.
+/// What becomes of the routes while a change of the rules is on its way to every Oathkeeper pod,
+/// usually for less than a second. Default: Block.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum OnTighten {
     /// Routes are withheld until the new rules are live, unless these allow
@@ -150,7 +151,7 @@ pub struct AccessRule {
     #[serde(rename = "match")]
     pub matches: Match,
     /// Name of the entry of `spec.authentication` that is accepted. One only: with two,
-    /// Oathkeeper would let each issuer's keys sign for the other.
+    /// Oathkeeper would let each issuer's keys sign for the other. Default: none, the rule is public.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1), extend("minItems" = 1))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -158,7 +159,7 @@ pub struct AccessRule {
     /// What the caller must be allowed. Default: being authenticated is enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization: Option<Authorization>,
-    /// Everyone may call, without credentials; written out, never implied.
+    /// Everyone may call, without credentials; written out, never implied. Default: not public.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<Public>,
 }
@@ -171,12 +172,12 @@ pub struct Public {}
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[x_kube(validation = ("has(self.grpc) != has(self.http)", "set exactly one of grpc and http"))]
 pub struct Match {
-    /// gRPC methods.
+    /// gRPC methods. Default: none, `http` is set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("minItems" = 1))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub grpc: Vec<GrpcMatch>,
-    /// HTTP paths.
+    /// HTTP paths. Default: none, `grpc` is set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("minItems" = 1))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -253,10 +254,12 @@ pub struct Relation {
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 pub struct Relations {
     /// Ory Permission Language. A namespace belongs to the first policy of the class that declares it.
+    /// Default: none, or that of another policy of the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32768))]
     pub model: Option<String>,
     /// Relation tuples that exist as long as they stand here. Tuples written by others are left alone.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -277,11 +280,11 @@ pub struct Tuple {
     /// Relation.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
     pub relation: String,
-    /// A subject, as it stands in a token's `sub`.
+    /// A subject, as it stands in a token's `sub`. Default: none, `subjectSet` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub subject: Option<String>,
-    /// Everyone who has a relation to another object.
+    /// Everyone who has a relation to another object. Default: none, `subject` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_set: Option<SubjectSet>,
 }

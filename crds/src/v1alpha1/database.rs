@@ -68,12 +68,13 @@ pub struct DatabaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<Adopt>,
 
-    /// The built-in roles and where their credentials go.
+    /// The built-in roles and where their credentials go. Default: writer and owner, and a reader
+    /// once a Service binds one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Roles>,
 
     /// How passwords change. The annotation `peristyle.dev/rotate` with a value that was not
-    /// acted on yet changes them now, in either mode.
+    /// acted on yet changes them now, in either mode. Default: as the class says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<Rotation>,
 
@@ -120,7 +121,8 @@ pub struct Roles {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Role {
-    /// Name of the Secret that receives the credentials.
+    /// Name of the Secret that receives the credentials. Default: `<name>-db` for the writer,
+    /// `<name>-db-ro` for the reader, `<name>-db-owner` for the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub secret_name: Option<String>,
@@ -130,7 +132,8 @@ pub struct Role {
     pub connection_limit: Option<i32>,
 }
 
-/// Whether data that is there already is taken over.
+/// Whether a database of this name that a deleted Database of this namespace and name left,
+/// on the server or in its trash, is taken over with its data. Default: Never.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Adopt {
     /// It is a conflict.
@@ -151,13 +154,13 @@ pub struct Rotation {
     /// Time between two rotations, at least `1m` and longer than `overlap`. Default: the class's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Duration>,
-    /// How long the login before keeps working. It also does while a session uses it.
-    /// Default: the class's.
+    /// How long the login before keeps working. It also does while a session uses it, and
+    /// while a bound Service has pods that started before the rotation. Default: the class's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<Duration>,
 }
 
-/// Whether passwords change by themselves.
+/// Whether passwords change by themselves. Default: TwoSlot.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum RotationMode {
     /// After each `interval`.
@@ -167,7 +170,7 @@ pub enum RotationMode {
     Disabled,
 }
 
-/// What deleting the object does to the data.
+/// What deleting this object does to the data. Default: Retain.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum ReclaimPolicy {
     /// Database, roles and credentials stay on the server.
@@ -181,7 +184,9 @@ pub enum ReclaimPolicy {
     Delete,
 }
 
-/// Guard against destroying data.
+/// Whether a deletion that would take data away waits for a person. Default: Enabled. What
+/// waits is the object, and with it a deletion of its namespace: set Disabled, or
+/// `reclaimPolicy: Retain`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum DeletionProtection {
     /// A deletion with `reclaimPolicy: Trash` or `Delete` waits until this is Disabled.

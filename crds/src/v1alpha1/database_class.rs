@@ -51,16 +51,17 @@ pub struct DatabaseClassSpec {
     pub engine: Engine,
     /// Who runs the server; immutable.
     pub provider: Provider,
-    /// A server that exists.
+    /// A server that exists. Default: none, `embedded` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<External>,
     /// A server that the operator runs in its own namespace. For development: one pod, no backup.
+    /// Default: none, `external` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded: Option<Embedded>,
-    /// What Databases get that do not say otherwise.
+    /// What Databases get that do not say otherwise. Default: as each field says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Defaults>,
-    /// What happens to databases in the trash.
+    /// What happens to databases in the trash. Default: they are dropped after 168h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash: Option<Trash>,
 }
@@ -77,7 +78,7 @@ pub struct Trash {
 /// What Databases of the class get that do not say otherwise.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct Defaults {
-    /// How passwords change.
+    /// How passwords change. Default: every 720h, with an overlap of 24h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationDefaults>,
 }
@@ -152,6 +153,7 @@ pub struct Tls {
     /// `VerifyFull`: certificate and host name are checked. `Disabled`: no encryption.
     pub mode: TlsMode,
     /// ConfigMap in the operator's namespace with the authorities under `ca.crt` (PEM).
+    /// Default: none, which `mode: VerifyFull` does not take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_config_map: Option<LocalName>,
     /// Accepts `mode: Disabled`. Default: Disabled.
@@ -169,7 +171,7 @@ pub enum TlsMode {
     Disabled,
 }
 
-/// Whether an insecure setting is accepted.
+/// Whether `mode: Disabled` is accepted. Default: Disabled.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum AllowInsecure {
     /// It is.

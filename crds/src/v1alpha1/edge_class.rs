@@ -30,12 +30,12 @@ use serde::{Deserialize, Serialize};
 pub struct EdgeClassSpec {
     /// What answers.
     pub provider: Provider,
-    /// Traefik's part.
+    /// Traefik's part. Default: none, which provider Traefik does not take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traefik: Option<Traefik>,
     /// Hosts that Services may claim.
     pub hosts: Hosts,
-    /// How clients reach the entry points; shown in `status.url` of Services.
+    /// How clients reach the entry points; shown in `status.url` of Services. Default: https, port 443.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
     /// Where the operator proves that routes are closed: a call without
@@ -97,7 +97,7 @@ pub struct EdgePods {
     /// Their namespace.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: String,
-    /// Their labels; none: every pod of the namespace.
+    /// Their labels. Default: none, every pod of the namespace.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub match_labels: BTreeMap<String, String>,
@@ -106,10 +106,14 @@ pub struct EdgePods {
 /// Hosts that Services may claim.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 pub struct Hosts {
-    /// Host of a route that names none, with `{service}` and `{namespace}` filled in.
+    /// Host of a route that names none, with `{service}` and `{namespace}` filled in,
+    /// each in a label of its own: `{service}-{namespace}` would be the same for
+    /// `a-b` in `c` and `a` in `b-c`.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9.{}-]+$"))]
     #[x_kube(validation = ("self.contains('{service}') && self.contains('{namespace}')",
         "must contain {service} and {namespace}, so that no two Services share a default host"))]
+    #[x_kube(validation = ("!self.split('.').exists(label, label.contains('{service}') && label.contains('{namespace}'))",
+        "{service} and {namespace} must stand in different labels, so that no two Services share a default host"))]
     pub template: String,
     /// Other hosts that namespaces may claim. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -164,7 +168,7 @@ pub struct Address {
     pub port: Option<i32>,
 }
 
-/// Scheme of a URL.
+/// Scheme of a URL. Default: https, for a probe that of `spec.address`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {

@@ -63,13 +63,13 @@ pub struct ServiceSpec {
     #[schemars(length(min = 1, max = 1024))]
     pub image: String,
 
-    /// Replaces the image's entry point; not run in a shell.
+    /// Replaces the image's entry point; not run in a shell. Default: the image's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub command: Vec<String>,
 
-    /// Replaces the image's arguments.
+    /// Replaces the image's arguments. Default: the image's; none where `command` is set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -92,13 +92,14 @@ pub struct ServiceSpec {
     pub resources: Option<Resources>,
 
     /// Environment variables. Names that the operator sets (`PORT`, those of databases and
-    /// dependencies) are refused.
+    /// dependencies) are refused. Default: only those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub env: Vec<EnvVar>,
 
     /// Secrets and ConfigMaps whose every key becomes an environment variable; later ones win.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -108,19 +109,20 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_on: Option<RestartOn>,
 
-    /// Probes. Default by protocol of the ports: gRPC health on the first GRPC port, else
+    /// Probes. Default: by protocol of the ports, gRPC health on the first GRPC port, else
     /// GET /healthz (live) and /readyz (ready) on the first HTTP port, else a TCP connect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
 
     /// Services that this one calls; each sets `<NAME>_URL` and opens the connection. A Service of
-    /// another namespace must list this one in its `access.inbound`.
+    /// another namespace must list this one in its `access.inbound`. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub depends_on: Vec<Dependency>,
 
     /// Databases that this Service uses. The Deployment waits until each has credentials.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -131,20 +133,22 @@ pub struct ServiceSpec {
     pub access: Option<Access>,
 
     /// Routes from outside the cluster. A route exists only while its policy is live.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub expose: Vec<Expose>,
 
-    /// Commands that run around a rollout.
+    /// Commands that run around a rollout. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
 
-    /// How a pod stops.
+    /// How a pod stops. Default: it serves on for 5 s, and is killed after 30 s in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown: Option<Shutdown>,
 
-    /// How the pods survive the maintenance and the loss of nodes.
+    /// How the pods survive the maintenance and the loss of nodes. Default: spread over nodes, of
+    /// which a drain takes one pod at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability: Option<Availability>,
 
@@ -195,7 +199,7 @@ impl Port {
     }
 }
 
-/// Protocol of a port.
+/// What is spoken on a port. Default: GRPC.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Protocol {
     /// gRPC over HTTP/2 without TLS (`appProtocol: kubernetes.io/h2c`).
@@ -216,11 +220,12 @@ pub enum Protocol {
 /// Requests and limits by resource name, in Kubernetes quantities.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct Resources {
-    /// What the scheduler reserves, for example `cpu: 50m`, `memory: 64Mi`.
+    /// What the scheduler reserves, for example `cpu: 50m`, `memory: 64Mi`. Default: nothing, or
+    /// what `limits` says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub requests: BTreeMap<String, Quantity>,
-    /// What the container may use at most.
+    /// What the container may use at most. Default: all that the node has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub limits: BTreeMap<String, Quantity>,
@@ -243,15 +248,16 @@ pub struct Dependency {
     /// Names the variable: `payments` sets `PAYMENTS_URL`.
     #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// A `services.peristyle.dev`; its first port is called.
+    /// A `services.peristyle.dev`; its first port is called. Default: none, `url` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: Option<String>,
     /// Namespace of `service`. Default: the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: Option<String>,
     /// Address of something that Peristyle does not run; put into the variable as it is.
+    /// Default: none, `service` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
@@ -264,7 +270,7 @@ pub struct DatabaseBinding {
     #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Name of the Database object.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub database: String,
     /// Role to log in with. Default: Writer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,7 +294,7 @@ impl DatabaseBinding {
     }
 }
 
-/// A role of a database that a workload may use; the owner is for hooks only.
+/// Role to log in with; the owner is for hooks only. Default: Writer.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum BindingRole {
     /// Reads and writes rows.
@@ -373,6 +379,7 @@ pub enum AuthMode {
 #[serde(rename_all = "camelCase")]
 pub struct Hooks {
     /// Run in order, each as a Job, before pods of a new image start. Once per image and hook.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -390,6 +397,7 @@ pub struct Hook {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub command: Vec<String>,
     /// One of `spec.databases`: its variable then holds the owner's credentials, not the workload's.
+    /// Default: all variables are the workload's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 50))]
     pub database: Option<String>,

@@ -1,14 +1,17 @@
 //! `cargo sandbox`: a real Kubernetes cluster on one Linux machine.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use e2e::cluster::Cluster;
+use e2e::progress::Progress;
 use e2e::sandbox::{self, Wanted};
+use e2e::stack::EDGE_PORT;
 use e2e::state::{STATE_DIR_VARIABLE, State};
-use e2e::{checks, command, demo, faults, images};
+use e2e::{bench, checks, command, demo, faults, images};
 use ipnet::Ipv4Net;
 use tokio::process::Command;
 
@@ -33,9 +36,22 @@ enum Action {
     /// End the cluster and remove everything of it except the cache
     Down,
     /// From nothing to the first protected call: cluster, charts, example and a transcript of real calls
-    Demo,
+    Demo {
+        /// The port of 127.0.0.1 that leads to the edge; one sandbox that is up already keeps its own
+        #[arg(long, default_value_t = EDGE_PORT)]
+        port: u16,
+    },
     /// Run everything that must hold before a change lands
     Test,
+    /// Measure the operator beside a client that sends the same requests; no test, use a quiet machine
+    Bench {
+        /// Services that each side creates in a round
+        #[arg(long, default_value_t = 300)]
+        services: usize,
+        /// Services at which memory and idle requests are measured a second time
+        #[arg(long, default_value_t = 1000)]
+        more: usize,
+    },
     /// Show what runs
     Status,
     /// Print the path of the kubeconfig: export KUBECONFIG=$(cargo sandbox kubeconfig)
@@ -65,9 +81,15 @@ struct Faults {
     /// Print the ids of the plans instead of running them
     #[arg(long)]
     list: bool,
-    /// Only so many, spread evenly over all
+    /// Only so many, of each step some, the same in every run
     #[arg(long)]
     sample: Option<usize>,
+    /// The scenarios whose names begin so, and plans only with --plan or --sample; all scenarios follow when all plans are run
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    scenarios: Option<String>,
+    /// So many sets of systems at a time [default: 2 with 4 cores, else 1]
+    #[arg(long)]
+    workers: Option<NonZeroUsize>,
 }
 
 #[derive(Args)]
@@ -82,7 +104,7 @@ struct Up {
     #[arg(long)]
     network: Option<Ipv4Net>,
     /// Ports of 127.0.0.1 that lead to the same host ports of the node; '' for none
-    #[arg(long, default_value = "8080,8443", value_delimiter = ',', value_parser = published_port)]
+    #[arg(long, default_value = "8080", value_delimiter = ',', value_parser = published_port)]
     publish: Vec<Option<u16>>,
 }
 
@@ -107,21 +129,28 @@ async fn run(cli: Cli) -> Result<()> {
         None => State::current()?,
     };
     match cli.action {
-        Action::Up(up) => sandbox::up(&state, &up.wanted(cli.control_plane)).await,
+        Action::Up(up) => {
+            let progress = Progress::default();
+            sandbox::up(&state, &up.wanted(cli.control_plane), &progress).await?;
+            eprintln!("\n{}", progress.table());
+            eprintln!("export KUBECONFIG={}", Cluster::of(&state)?.kubeconfig().display());
+            Ok(())
+        }
         Action::Down => sandbox::down(&state).await,
         Action::Status => {
             print!("{}", sandbox::status(&state).await?);
             Ok(())
         }
-        Action::Demo => demo::run(&state).await,
+        Action::Demo { port } => demo::run(&state, port).await,
         Action::Test => checks::run(&state).await,
+        Action::Bench { services, more } => Box::pin(bench::run(services, more)).await,
         Action::Kubeconfig => {
             println!("{}", Cluster::of(&state)?.kubeconfig().display());
             Ok(())
         }
         Action::Logs { name, lines, follow } => logs(&state, &name, lines, follow).await,
         Action::Images => {
-            for (name, reference) in images::build_and_import(&state).await? {
+            for (name, reference) in images::build_and_import(&state, &Progress::default()).await? {
                 println!("{name:<12} {reference}");
             }
             Ok(())
@@ -132,13 +161,16 @@ async fn run(cli: Cli) -> Result<()> {
 
 impl Faults {
     async fn run(self) -> Result<()> {
-        let selection = faults::Selection { id: self.plan, sample: self.sample };
+        let selection = faults::Selection { id: self.plan, sample: self.sample, scenarios: self.scenarios };
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let default = if cores >= 4 { NonZeroUsize::MIN.saturating_add(1) } else { NonZeroUsize::MIN };
+        let workers = self.workers.unwrap_or(default);
         let work = async {
             if self.list {
                 faults::list(&selection).await?.iter().for_each(|id| println!("{id}"));
                 return Ok(());
             }
-            faults::run(&selection).await?.check()
+            faults::run(&selection, workers).await?.check()
         };
         tokio::select! {
             result = work => result,

@@ -1,24 +1,25 @@
 //! A proxy for HTTP: counts writes, cuts the connection at one of them, and
 //! answers in place of the server what a test tells it to.
 
-use std::convert::Infallible;
+pub mod disturbance;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::journal::{Journal, Point};
+use self::disturbance::{Disturbance, made};
+use super::journal::{Effect, Journal, Point};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -61,54 +62,21 @@ impl Seen {
     }
 }
 
-/// What happens to a request instead of being forwarded.
-#[derive(Clone, Debug)]
-pub enum Disturbance {
-    /// This answer.
-    Answer { status: StatusCode, headers: Vec<(&'static str, String)>, body: String },
-    /// No answer, ever.
-    Hang,
-    /// The connection ends.
-    Close,
-    /// It is forwarded, and the answer ends after this long.
-    End(Duration),
-    /// It is forwarded, and each piece of the answer arrives this much later.
-    Late(Duration),
-}
-
-impl Disturbance {
-    /// An error as the API server words it.
-    #[must_use]
-    pub fn status(code: StatusCode, reason: &str, message: &str) -> Self {
-        let body = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
-            "code": code.as_u16(), "reason": reason, "message": message});
-        Self::Answer { status: code, headers: Vec::new(), body: body.to_string() }
-    }
-
-    /// With one more header.
-    #[must_use]
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        if let Self::Answer { headers, .. } = &mut self {
-            headers.push((name, value.into()));
-        }
-        self
-    }
-}
-
 type Disturb = Arc<dyn Fn(&Seen) -> Option<Disturbance> + Send + Sync>;
 
 /// How writes of one system are named in plans.
 pub type Describe = fn(&Seen) -> Option<String>;
-/// What a successful write brought about, if it counts.
-pub type Effect = fn(&Seen, StatusCode) -> Option<String>;
+/// What a successful write brought about, as far as it counts.
+pub type Effects = fn(&Seen, StatusCode) -> Vec<Effect>;
 
 struct Shared {
     upstream: Upstream,
     journal: Arc<Journal>,
     describe: Describe,
-    effect: Effect,
+    effects: Effects,
     disturb: Mutex<Option<Disturb>>,
-    seen: Mutex<Vec<Seen>>,
+    /// Requests since somebody began to collect them.
+    seen: Mutex<Option<Vec<Seen>>>,
 }
 
 /// A proxy; ends when dropped.
@@ -133,7 +101,7 @@ impl HttpProxy {
         ip: std::net::IpAddr,
         upstream: Upstream,
         journal: Arc<Journal>,
-        (describe, effect): (Describe, Effect),
+        (describe, effects): (Describe, Effects),
     ) -> Result<Self> {
         let listener = TcpListener::bind((ip, 0)).await.with_context(|| format!("no free port on {ip}"))?;
         let address = listener.local_addr()?;
@@ -141,7 +109,7 @@ impl HttpProxy {
             upstream,
             journal,
             describe,
-            effect,
+            effects,
             disturb: Mutex::default(),
             seen: Mutex::default(),
         });
@@ -159,15 +127,21 @@ impl HttpProxy {
         *lock(&self.shared.disturb) = Some(Arc::new(disturb));
     }
 
-    /// Forwards everything again.
+    /// Forwards everything again and collects nothing.
     pub fn calm(&self) {
         *lock(&self.shared.disturb) = None;
+        *lock(&self.shared.seen) = None;
     }
 
-    /// The requests since the last call.
+    /// Collects requests from now on, until [`Self::calm`].
+    pub fn collect(&self) {
+        *lock(&self.shared.seen) = Some(Vec::new());
+    }
+
+    /// The requests that were collected since the last call.
     #[must_use]
     pub fn take_seen(&self) -> Vec<Seen> {
-        std::mem::take(&mut *lock(&self.shared.seen))
+        lock(&self.shared.seen).as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
 
@@ -212,17 +186,16 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     let body = body.collect().await.map_err(|error| Cut::Upstream(error.into()))?.to_bytes();
     let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
     let seen = Seen { method: parts.method.clone(), path, body };
-    lock(&shared.seen).push(seen.clone());
+    if let Some(collected) = lock(&shared.seen).as_mut() {
+        collected.push(seen.clone());
+    }
     let disturb = lock(&shared.disturb).clone();
-    let mut late = None;
-    let mut lifetime = None;
-    match disturb.and_then(|disturb| disturb(&seen)) {
+    let disturbance = disturb.and_then(|disturb| disturb(&seen));
+    match disturbance {
         Some(Disturbance::Answer { status, headers, body }) => return Ok(made(status, headers, body)),
         Some(Disturbance::Hang) => std::future::pending::<()>().await,
         Some(Disturbance::Close) => return Err(Cut::Plan),
-        Some(Disturbance::End(after)) => lifetime = Some(after),
-        Some(Disturbance::Late(by)) => late = Some(by),
-        None => {}
+        _ => {}
     }
     let what = seen.is_write().then(|| (shared.describe)(&seen)).flatten();
     let point = what.and_then(|what| shared.journal.write(what));
@@ -235,10 +208,10 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
     let forwarding = shared.clone();
     let forwarded = tokio::spawn(async move {
         let answer = forward(&forwarding.upstream, &parts, &seen).await?;
-        if answer.status().is_success()
-            && let Some(effect) = (forwarding.effect)(&seen, answer.status())
-        {
-            forwarding.journal.effect(effect);
+        if answer.status().is_success() {
+            for effect in (forwarding.effects)(&seen, answer.status()) {
+                forwarding.journal.effect(effect);
+            }
         }
         anyhow::Ok(answer)
     });
@@ -247,38 +220,13 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
         shared.journal.strike(point);
         return Err(Cut::Plan);
     }
-    Ok(match (lifetime, late) {
-        (Some(after), _) => answer.map(|body| shortened(body, after)),
-        (None, Some(by)) => answer.map(|body| delayed(body, by)),
-        (None, None) => answer,
-    })
-}
-
-fn made(status: StatusCode, headers: Vec<(&'static str, String)>, body: String) -> Response<Body> {
-    let body = Full::new(Bytes::from(body)).map_err(|never: Infallible| match never {}).boxed_unsync();
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let json = http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
-    for (name, value) in headers {
-        if let Ok(value) = value.parse() {
-            response.headers_mut().insert(name, value);
-        }
+    if matches!(disturbance, Some(Disturbance::Swallow)) {
+        std::future::pending::<()>().await;
     }
-    response
-}
-
-fn shortened(body: Body, after: Duration) -> Body {
-    let end = Box::pin(tokio::time::sleep(after));
-    StreamBody::new(BodyStream::new(body).take_until(end)).boxed_unsync()
-}
-
-fn delayed(body: Body, by: Duration) -> Body {
-    let pieces = BodyStream::new(body).then(move |piece| async move {
-        tokio::time::sleep(by).await;
-        piece
-    });
-    StreamBody::new(pieces.boxed()).boxed_unsync()
+    Ok(match disturbance {
+        Some(disturbance) => answer.map(|body| disturbance.applied_to(body)),
+        None => answer,
+    })
 }
 
 async fn forward(upstream: &Upstream, parts: &http::request::Parts, seen: &Seen) -> Result<Response<Body>> {

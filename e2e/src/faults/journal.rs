@@ -1,11 +1,9 @@
 //! What the operator writes to the systems around it, and the one write at
 //! which something goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 use super::operator::Operator;
 
@@ -50,12 +48,21 @@ pub struct Fault {
     pub point: Point,
 }
 
+/// Something that a successful write brought about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Effect {
+    /// Such as `create secrets shop/greeter-db-owner`.
+    pub what: String,
+    /// Counts only when `what` never had this value before; always when there is none.
+    pub value: Option<String>,
+}
+
 /// What one step did.
 #[derive(Clone, Debug, Default)]
 pub struct Entries {
     /// Writes in their order.
     pub writes: Vec<Write>,
-    /// Successful creations and deletions, each with its count.
+    /// Successful creations and deletions and new passwords, each with its count.
     pub effects: BTreeMap<String, usize>,
     /// Broken invariants.
     pub violations: Vec<String>,
@@ -73,14 +80,15 @@ struct State {
 /// Shared by the proxies and the runner.
 pub struct Journal {
     state: Mutex<State>,
-    struck: Notify,
+    /// Every value that an effect had, in whatever step.
+    values: Mutex<BTreeSet<(String, String)>>,
     operator: Arc<Operator>,
 }
 
 impl Journal {
     #[must_use]
     pub fn new(operator: Arc<Operator>) -> Self {
-        Self { state: Mutex::default(), struck: Notify::new(), operator }
+        Self { state: Mutex::default(), values: Mutex::default(), operator }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,11 +112,14 @@ impl Journal {
         point
     }
 
-    /// Notes that something was created or deleted.
-    pub fn effect(&self, effect: String) {
+    /// Notes what a write brought about.
+    pub fn effect(&self, Effect { what, value }: Effect) {
         let mut state = self.lock();
         state.last_write = Some(Instant::now());
-        *state.entries.effects.entry(effect).or_default() += 1;
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if value.is_none_or(|value| values.insert((what.clone(), value))) {
+            *state.entries.effects.entry(what).or_default() += 1;
+        }
     }
 
     /// Notes a broken invariant, each once.
@@ -127,19 +138,6 @@ impl Journal {
             self.operator.kill();
         }
         state.struck = Some(Instant::now());
-        drop(state);
-        self.struck.notify_one();
-    }
-
-    /// Waits until the fault has happened.
-    pub async fn wait_for_strike(&self) {
-        loop {
-            let struck = self.struck.notified();
-            if self.has_struck() {
-                return;
-            }
-            struck.await;
-        }
     }
 
     #[must_use]
@@ -162,5 +160,39 @@ impl Journal {
     #[must_use]
     pub fn entries(&self) -> Entries {
         self.lock().entries.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal() -> Journal {
+        Journal::new(Arc::new(Operator::never_started()))
+    }
+
+    #[test]
+    fn a_value_counts_once_however_often_and_in_whatever_step_it_is_written() {
+        let journal = journal();
+        let password =
+            |value: &str| Effect { what: "new password".to_owned(), value: Some(value.to_owned()) };
+        let count = || journal.entries().effects.get("new password").copied().unwrap_or_default();
+        journal.effect(password("one"));
+        journal.effect(password("one"));
+        assert_eq!(count(), 1);
+        journal.effect(password("two"));
+        assert_eq!(count(), 2);
+        journal.begin(None);
+        journal.effect(password("one"));
+        assert_eq!(count(), 0, "it was there before the step");
+    }
+
+    #[test]
+    fn only_the_write_that_was_asked_for_is_struck() {
+        let journal = journal();
+        let write = Write { what: "a".to_owned(), nth: 2 };
+        journal.begin(Some(Fault { write, point: Point::Lost }));
+        let points = ["a", "b", "a", "a"].map(|what| journal.write(what.to_owned()));
+        assert_eq!(points, [None, None, Some(Point::Lost), None]);
     }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::LazyLock;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{Method, StatusCode};
 use regex::Regex;
 use serde_json::Value;
 
 use super::http::Seen;
+use super::journal::Effect;
+use crate::images;
 
 /// What a request to the API server writes; none for Leases, which are kept all
 /// the time, nor for Events, which tell people how it went this time.
@@ -16,19 +19,51 @@ pub fn api_write(seen: &Seen) -> Option<String> {
     (!seen.is_lease() && !target.kind.starts_with("events")).then(|| format!("{} {target}", seen.method))
 }
 
-/// Whether a write to the API server created or deleted something. Events are
-/// told to people and counted by nobody.
+/// The kind that a request lists; none when it does anything else.
 #[must_use]
-pub fn api_effect(seen: &Seen, status: StatusCode) -> Option<String> {
+pub fn api_list(seen: &Seen) -> Option<String> {
     let target = Target::of(seen)?;
+    let is_list = seen.method == Method::GET
+        && !seen.is_watch()
+        && (target.name.is_empty() || target.name.ends_with('/'));
+    is_list.then_some(target.kind)
+}
+
+/// What a successful write to the API server created or deleted, and the
+/// passwords in it. Events are told to people and counted by nobody.
+#[must_use]
+pub fn api_effects(seen: &Seen, status: StatusCode) -> Vec<Effect> {
+    let Some(target) = Target::of(seen) else { return Vec::new() };
     if seen.is_lease() || target.kind.starts_with("events") {
-        return None;
+        return Vec::new();
     }
-    match (&seen.method, status) {
+    let what = match (&seen.method, status) {
         (&Method::DELETE, _) => Some(format!("delete {target}")),
         (_, StatusCode::CREATED) => Some(format!("create {target}")),
         _ => None,
+    };
+    let mut effects: Vec<Effect> = what.map(|what| Effect { what, value: None }).into_iter().collect();
+    if target.kind == "secrets" {
+        effects.extend(passwords(&target, &seen.body));
     }
+    effects
+}
+
+/// The passwords in a Secret, each told apart by a hash: under their own key,
+/// or with the login that they belong to in a record of logins.
+fn passwords(target: &Target, body: &[u8]) -> Vec<Effect> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let password = |(key, value): (&String, &Value)| {
+        let value = STANDARD.decode(value.as_str()?).ok()?;
+        let record: Value = serde_json::from_slice(&value).unwrap_or_default();
+        let recorded = record["password"].as_str().map(|password| password.as_bytes().to_vec());
+        let password = recorded.or_else(|| (key == "password").then_some(value))?;
+        Some(Effect {
+            what: format!("new password in {target} {key}"),
+            value: Some(images::digest(&password)),
+        })
+    };
+    body["data"].as_object().into_iter().flatten().filter_map(password).collect()
 }
 
 /// What a request to Keto writes.
@@ -56,8 +91,8 @@ pub fn keto_write(seen: &Seen) -> Option<String> {
 
 /// Keto's tuples are compared as they are stored in the end.
 #[must_use]
-pub fn no_effect(_: &Seen, _: StatusCode) -> Option<String> {
-    None
+pub fn no_effects(_: &Seen, _: StatusCode) -> Vec<Effect> {
+    Vec::new()
 }
 
 /// The object of a request to the API server.
@@ -151,12 +186,45 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_neither_a_watch_nor_a_look_at_one_object() {
+        let kind = |path: &str| api_list(&seen(Method::GET, path));
+        assert_eq!(kind("/api/v1/namespaces?limit=500").as_deref(), Some("namespaces"));
+        assert_eq!(kind("/apis/apps/v1/namespaces/shop/deployments").as_deref(), Some("deployments.apps"));
+        assert_eq!(kind("/apis/apps/v1/deployments?watch=true"), None);
+        assert_eq!(kind("/api/v1/namespaces/shop"), None);
+        assert_eq!(kind("/apis/traefik.io/v1alpha1"), None);
+    }
+
+    #[test]
     fn only_what_was_created_or_deleted_counts() {
         let path = "/api/v1/namespaces/shop/secrets/a-db";
-        let effect = |method, status| api_effect(&seen(method, path), status);
-        assert_eq!(effect(Method::PATCH, StatusCode::OK), None);
-        assert_eq!(effect(Method::PATCH, StatusCode::CREATED).as_deref(), Some("create secrets shop/a-db"));
-        assert_eq!(effect(Method::DELETE, StatusCode::OK).as_deref(), Some("delete secrets shop/a-db"));
+        let effects = |method, status| {
+            let effects = api_effects(&seen(method, path), status);
+            effects.into_iter().map(|effect| effect.what).collect::<Vec<_>>()
+        };
+        assert_eq!(effects(Method::PATCH, StatusCode::OK), [""; 0]);
+        assert_eq!(effects(Method::PATCH, StatusCode::CREATED), ["create secrets shop/a-db"]);
+        assert_eq!(effects(Method::DELETE, StatusCode::OK), ["delete secrets shop/a-db"]);
+    }
+
+    #[test]
+    fn a_password_is_known_again_wherever_it_is_written_and_never_shown() {
+        let written = |data: Value| {
+            let path = "/api/v1/namespaces/shop/secrets/a-db".to_owned();
+            let body = serde_json::json!({ "data": data }).to_string().into();
+            api_effects(&Seen { method: Method::PATCH, path, body }, StatusCode::OK)
+        };
+        let encoded = |text: &str| STANDARD.encode(text);
+        let record =
+            |asked: &str| encoded(&format!(r#"{{"slot":"A","password":"hunter2","asked":"{asked}"}}"#));
+        let plain = written(serde_json::json!({"password": encoded("hunter2"), "username": encoded("a")}));
+        let [plain] = plain.try_into().unwrap();
+        assert_eq!(plain.what, "new password in secrets shop/a-db password");
+        assert!(!format!("{plain:?}").contains("hunter2"));
+        let [first] = written(serde_json::json!({"owner": record("1")})).try_into().unwrap();
+        let [second] = written(serde_json::json!({"owner": record("2")})).try_into().unwrap();
+        assert_eq!(first, second);
+        assert_eq!(first.value, plain.value);
     }
 
     #[test]

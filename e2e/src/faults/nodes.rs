@@ -2,7 +2,8 @@
 //! succeeds at once and every other one is ready at once. Deployments and Jobs
 //! themselves are the real controllers' work.
 
-use anyhow::Result;
+use std::time::Duration;
+
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
@@ -10,18 +11,26 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
+/// How long after a failure it is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Runs until it is aborted.
 pub async fn play(client: Client) {
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default());
     let mut pods = pods.default_backoff().applied_objects().boxed();
     while let Some(pod) = pods.next().await {
         let Ok(pod) = pod else { continue };
-        // A pod that is gone by now needs nothing; any other comes again.
-        let _ = advance(&client, &pod).await;
+        // No other event may follow: a pod that is left pending would fail the step.
+        while let Err(error) = advance(&client, &pod).await {
+            if matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
+                break;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 }
 
-async fn advance(client: &Client, pod: &Pod) -> Result<()> {
+async fn advance(client: &Client, pod: &Pod) -> kube::Result<()> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if phase != Some("Pending") || pod.metadata.deletion_timestamp.is_some() {
         return Ok(());

@@ -1,26 +1,46 @@
 //! The operator as a process that can be killed at any moment.
 
 use std::fs::{File, OpenOptions};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::{command, ports};
 
 /// The operator's binary with its usual options.
 pub struct Operator {
     program: PathBuf,
     kubeconfig: PathBuf,
     log: PathBuf,
+    admin: SocketAddr,
     child: Mutex<Option<Child>>,
 }
 
 impl Operator {
+    /// The operator as it will run, with probes on a free port of the loopback address.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn new(program: PathBuf, kubeconfig: PathBuf, log: PathBuf) -> Result<Self> {
+        let [port] = ports::free()?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Ok(Self { program, kubeconfig, log, admin, child: Mutex::default() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn never_started() -> Self {
+        let nothing = PathBuf::new;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self { program: nothing(), kubeconfig: nothing(), log: nothing(), admin, child: Mutex::default() }
+    }
+
+    /// Where it answers probes.
     #[must_use]
-    pub fn new(program: PathBuf, kubeconfig: PathBuf, log: PathBuf) -> Self {
-        Self { program, kubeconfig, log, child: Mutex::default() }
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Child>> {
@@ -35,7 +55,7 @@ impl Operator {
         self.kill();
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let child = Command::new(&self.program)
-            .args(["run", "--identity", "operator", "--admin-address", "127.0.0.1:0"])
+            .args(["run", "--identity", "operator", "--admin-address", &self.admin.to_string()])
             .args(["--default-replicas", "1"])
             .env("KUBECONFIG", &self.kubeconfig)
             .stdin(Stdio::null())

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,8 @@ use crate::substrate::{Component, Programs};
 use crate::wait;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How many of these this process has started.
+static STARTED: AtomicU8 = AtomicU8::new(0);
 
 /// Where the programs listen.
 #[derive(Clone, Debug)]
@@ -41,7 +44,8 @@ pub async fn start(
     let state = plane.state();
     let [.., high, low] = std::process::id().to_be_bytes();
     // A loopback address of one's own, on which every port is free.
-    let ip = format!("127.{}.{low}.3", 64 + high % 128);
+    let last = 3 + STARTED.fetch_add(1, Ordering::Relaxed) % 250;
+    let ip = format!("127.{}.{low}.{last}", 64 + high % 128);
     let path = |component| programs.get(&component).context("a program was not built");
     let agent = Agent { state, peristyle, kubeconfig: plane.kubeconfig(), ip: &ip };
 

@@ -1,7 +1,8 @@
-//! The end state of a step: objects, catalog, tuples. What differs from run to
-//! run is left out, so that two equal snapshots mean the same outcome.
+//! The end state of a step: objects, catalog, tuples, rules. What differs from
+//! run to run is left out, so that two equal snapshots mean the same outcome.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
@@ -13,8 +14,12 @@ use serde_json::Value;
 
 use super::names::stable;
 use super::postgres::Postgres;
+use super::programs::Addresses;
 use crate::operated::NAMESPACE;
 use crate::stack::SYSTEM_NAMESPACE;
+
+/// How long the systems may take to answer.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What comes and goes by itself or is told to people only.
 const LEFT_OUT: [&str; 9] = [
@@ -45,8 +50,8 @@ pub struct Camera {
     client: Client,
     resources: Vec<(ApiResource, Scope)>,
     http: reqwest::Client,
-    /// `host:port` of Keto's read API.
-    keto: String,
+    /// Of the systems themselves, not of the proxies before them.
+    addresses: Addresses,
 }
 
 impl Camera {
@@ -54,7 +59,7 @@ impl Camera {
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn new(client: Client, keto: String) -> Result<Self> {
+    pub async fn new(client: Client, addresses: Addresses) -> Result<Self> {
         let discovery = Discovery::new(client.clone()).run().await?;
         let mut resources = Vec::new();
         for group in discovery.groups() {
@@ -66,14 +71,19 @@ impl Camera {
                 }
             }
         }
-        Ok(Self { client, resources, http: reqwest::Client::new(), keto })
+        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build()?;
+        Ok(Self { client, resources, http, addresses })
     }
 
-    /// Objects, catalog and tuples.
+    /// Objects, catalog, tuples and what Keto and Oathkeeper have loaded.
     ///
     /// # Errors
-    /// When one of the systems does not answer.
+    /// When one of the systems does not answer within 10 s.
     pub async fn take(&self, postgres: &Postgres) -> Result<Snapshot> {
+        in_time(self.picture(postgres)).await
+    }
+
+    async fn picture(&self, postgres: &Postgres) -> Result<Snapshot> {
         let mut snapshot = Snapshot::new();
         let lists = self.resources.iter().map(|(resource, scope)| self.list(resource, scope));
         for (key, value) in try_join_all(lists).await?.into_iter().flatten() {
@@ -87,6 +97,9 @@ impl Camera {
             let count = snapshot.entry(format!("Keto {tuple}")).or_insert_with(|| 0.into());
             *count = (count.as_i64().unwrap_or_default() + 1).into();
         }
+        for (key, value) in self.loaded().await? {
+            snapshot.insert(key, value);
+        }
         Ok(snapshot)
     }
 
@@ -94,8 +107,12 @@ impl Camera {
     /// contents of databases, and whether the credentials in Secrets work.
     ///
     /// # Errors
-    /// When one of the systems does not answer.
+    /// When one of the systems does not answer within 10 s.
     pub async fn look_inside(&self, postgres: &Postgres, snapshot: &mut Snapshot) -> Result<()> {
+        in_time(self.inside(postgres, snapshot)).await
+    }
+
+    async fn inside(&self, postgres: &Postgres, snapshot: &mut Snapshot) -> Result<()> {
         for line in postgres.contents().await? {
             snapshot.insert(format!("PostgreSQL {line}"), Value::Null);
         }
@@ -147,14 +164,34 @@ impl Camera {
     }
 
     async fn tuples(&self) -> Result<Vec<String>> {
-        let get = async |path: &str| -> Result<Value> {
-            let url = format!("http://{}{path}", self.keto);
-            let text = self.http.get(&url).send().await?.error_for_status()?.text().await?;
-            Ok(serde_json::from_str(&text)?)
-        };
-        let page = get("/relation-tuples?page_size=1000").await?;
+        let page = self.get(&self.addresses.keto_read, "/relation-tuples?page_size=1000").await?;
         Ok(page["relation_tuples"].as_array().into_iter().flatten().map(Value::to_string).collect())
     }
+
+    /// The namespaces that Keto knows and the rules that Oathkeeper decides by:
+    /// their ConfigMaps only say what shall be.
+    async fn loaded(&self) -> Result<Vec<(String, Value)>> {
+        let namespaces = self.get(&self.addresses.keto_read, "/namespaces").await?;
+        let rules = self.get(&self.addresses.oathkeeper, "/rules?limit=500").await?;
+        let namespace = |namespace: &Value| (format!("Keto namespace {}", namespace["name"]), Value::Null);
+        let rule = |rule: &Value| {
+            let mut rule = rule.clone();
+            strip(&mut rule);
+            (format!("Oathkeeper rule {}", rule["id"]), rule)
+        };
+        let namespaces = namespaces["namespaces"].as_array().into_iter().flatten().map(namespace);
+        Ok(namespaces.chain(rules.as_array().into_iter().flatten().map(rule)).collect())
+    }
+
+    async fn get(&self, address: &str, path: &str) -> Result<Value> {
+        let url = format!("http://{address}{path}");
+        let text = self.http.get(&url).send().await?.error_for_status()?.text().await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+async fn in_time<T>(looking: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(DEADLINE, looking).await.context("the systems did not answer in 10 s")?
 }
 
 /// Leaves out what the API server or other controllers give anew in each run.

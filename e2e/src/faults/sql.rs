@@ -1,5 +1,6 @@
 //! A proxy for PostgreSQL's protocol: names the statements that write, cuts
-//! the connection at one of them, or answers an SQLSTATE in its place.
+//! the connection at one of them, answers an SQLSTATE in its place, or keeps
+//! its answer back.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,7 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::journal::{Journal, Point};
+use super::journal::{Effect, Journal, Point};
 use super::names::stable;
 
 /// The longest message that is read.
@@ -27,12 +28,34 @@ pub enum Weather {
     /// Everything is forwarded.
     #[default]
     Calm,
-    /// Connections end at once.
-    Down,
     /// Connections are accepted and nothing is answered.
     Silent,
-    /// The next statement that contains the text fails with the SQLSTATE, once.
-    Refuse { containing: String, sqlstate: &'static str },
+    /// Each of these happens to the next statement that it fits, once.
+    Once(Vec<Trouble>),
+}
+
+/// What happens to one statement.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// Text of the statement.
+    pub containing: &'static str,
+    pub end: End,
+}
+
+/// How a statement ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// With this SQLSTATE; the server does not see it.
+    Refused(&'static str),
+    /// The server does it, and nobody hears so: the connection stays, silent.
+    Swallowed,
+}
+
+impl Trouble {
+    #[must_use]
+    pub fn refused(containing: &'static str, sqlstate: &'static str) -> Self {
+        Self { containing, end: End::Refused(sqlstate) }
+    }
 }
 
 type Watch = Arc<dyn Fn(&str) + Send + Sync>;
@@ -82,10 +105,13 @@ impl SqlProxy {
         *lock(&self.shared.weather) = weather;
     }
 
-    /// Whether everything is forwarded, also because the one refusal is over.
+    /// Ends whatever was set; what has not happened by now.
     #[must_use]
-    pub fn is_calm(&self) -> bool {
-        matches!(*lock(&self.shared.weather), Weather::Calm)
+    pub fn calm(&self) -> Vec<Trouble> {
+        match std::mem::take(&mut *lock(&self.shared.weather)) {
+            Weather::Once(left) => left,
+            Weather::Calm | Weather::Silent => Vec::new(),
+        }
     }
 
     /// Shows each writing statement to `watch` before the server sees it.
@@ -105,14 +131,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Ok((stream, _)) = listener.accept() => {
                 let weather = lock(&shared.weather).clone();
                 match weather {
-                    Weather::Down => drop(stream),
                     Weather::Silent => {
                         connections.spawn(async move {
                             let _held = stream;
                             std::future::pending::<()>().await;
                         });
                     }
-                    Weather::Calm | Weather::Refuse { .. } => {
+                    Weather::Calm | Weather::Once(_) => {
                         let shared = shared.clone();
                         connections.spawn(async move {
                             // Every end of a connection is one to the operator.
@@ -165,6 +190,7 @@ async fn read_rest(from: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
 struct Pending {
     is_write: bool,
     point: Option<Point>,
+    is_swallowed: bool,
     tags: Vec<String>,
     failed: bool,
 }
@@ -215,7 +241,12 @@ async fn requests(
             continue;
         }
         let text = message.text();
-        if let Some(sqlstate) = refusal(shared, &text) {
+        let end = trouble(shared, &text);
+        if let Some(End::Refused(sqlstate)) = end {
+            // Answers come in the order of the requests.
+            while !lock(&pending).is_empty() {
+                tokio::time::sleep(INTERVAL).await;
+            }
             back.lock().await.write_all(&error(sqlstate)).await?;
             continue;
         }
@@ -228,7 +259,8 @@ async fn requests(
             shared.journal.strike(point);
             return Ok(());
         }
-        lock(&pending).push_back(Pending { is_write: true, point, ..Pending::default() });
+        let is_swallowed = end == Some(End::Swallowed);
+        lock(&pending).push_back(Pending { is_write: true, point, is_swallowed, ..Pending::default() });
         message.write(&mut to).await?;
     }
 }
@@ -241,30 +273,32 @@ async fn replies(
 ) -> io::Result<()> {
     loop {
         let message = Message::read(&mut from).await?;
-        let withheld = {
+        let kept_back = {
             let mut queue = lock(&pending);
             match (queue.front_mut(), message.kind) {
                 (Some(pending), b'C') => pending.tags.push(message.text()),
                 (Some(pending), b'E') => pending.failed = true,
                 _ => {}
             }
-            let point = queue.front().and_then(|pending| pending.point);
+            let kept_back = queue.front().map(|pending| (pending.point, pending.is_swallowed));
             // Ready for the next query: this one is over.
             let done = if message.kind == b'Z' { queue.pop_front() } else { None };
             if let Some(done) = done.filter(|done| done.is_write && !done.failed) {
                 let counts = |tag: &&String| tag.starts_with("CREATE ") || tag.starts_with("DROP ");
-                done.tags.iter().filter(counts).for_each(|tag| shared.journal.effect(tag.clone()));
+                let effects =
+                    done.tags.iter().filter(counts).map(|tag| Effect { what: tag.clone(), value: None });
+                effects.for_each(|effect| shared.journal.effect(effect));
             }
-            point
+            kept_back.unwrap_or_default()
         };
-        match withheld {
-            // A client that is gone does not hear it.
-            None => drop(message.write(&mut *to.lock().await).await),
-            Some(point) if message.kind == b'Z' => {
+        match kept_back {
+            (Some(point), _) if message.kind == b'Z' => {
                 shared.journal.strike(point);
                 return Ok(());
             }
-            Some(_) => {}
+            (Some(_), _) | (None, true) => {}
+            // A client that is gone does not hear it.
+            (None, false) => drop(message.write(&mut *to.lock().await).await),
         }
     }
 }
@@ -279,17 +313,13 @@ fn name(sql: &str) -> String {
     format!("SQL {}", stable(&words.join(" ")))
 }
 
-fn refusal(shared: &Shared, sql: &str) -> Option<&'static str> {
+fn trouble(shared: &Shared, sql: &str) -> Option<End> {
     let mut weather = lock(&shared.weather);
-    let Weather::Refuse { containing, sqlstate } = &*weather else {
+    let Weather::Once(troubles) = &mut *weather else {
         return None;
     };
-    if !sql.contains(containing.as_str()) {
-        return None;
-    }
-    let sqlstate = *sqlstate;
-    *weather = Weather::Calm;
-    Some(sqlstate)
+    let found = troubles.iter().position(|trouble| sql.contains(trouble.containing))?;
+    Some(troubles.remove(found).end)
 }
 
 /// An error of the statement, and ready for the next one.

@@ -8,6 +8,7 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind,
 use peristyle_crds::names::ROTATE_ANNOTATION;
 use serde_json::{Value, json};
 
+use super::edge::Access;
 use crate::operated::NAMESPACE;
 
 const MANIFESTS: &str = include_str!("../../manifests/faults/greeter.yaml");
@@ -60,11 +61,20 @@ impl Step {
         }
     }
 
-    /// Whether a request without credentials may succeed meanwhile: only while
-    /// the route is Public, or has been until the operator looks.
+    /// Whether a request without credentials may succeed meanwhile.
     #[must_use]
-    pub fn may_be_open(self) -> bool {
-        matches!(self, Self::Open | Self::Protect)
+    pub fn access(self) -> Access {
+        match self {
+            Self::Open => Access::Allowed,
+            Self::Protect => Access::AllowedUntilRefused,
+            _ => Access::Refused,
+        }
+    }
+
+    /// Whether one may succeed afterwards.
+    #[must_use]
+    pub fn access_afterwards(self) -> Access {
+        if self == Self::Open { Access::Allowed } else { Access::Refused }
     }
 
     /// Does it.

@@ -1,7 +1,5 @@
 //! Databases whose deletion can be taken back for a while.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use e2e::wait;
 use k8s_openapi::api::core::v1::Namespace;
@@ -125,38 +123,4 @@ async fn a_namespace_that_is_deleted_waits_for_a_protected_database() {
     // A shorter time counts for what is there already.
     bench.retention("1s").await.unwrap();
     bench.dropped("shop_orders").await.unwrap();
-}
-
-#[tokio::test]
-async fn thirty_databases_at_once_take_two_connections_of_the_server() {
-    let bench = Bench::start().await.unwrap();
-    for number in 0..30 {
-        bench.apply("Database", &format!("d{number}"), json!({})).await.unwrap();
-    }
-    let superuser = bench.server.superuser("postgres").await;
-    let sampling = tokio::spawn(async move {
-        let (mut most, mut samples) = (0, 0);
-        let sql = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'peristyle'), \
-             (SELECT count(*) FROM pg_database WHERE starts_with(datname::text, 'shop_d') AND datallowconn)";
-        let mut ticks = tokio::time::interval(Duration::from_millis(10));
-        loop {
-            ticks.tick().await;
-            let row = superuser.query_one(sql, &[]).await.unwrap();
-            let (connections, databases): (i64, i64) = (row.get(0), row.get(1));
-            most = most.max(connections);
-            samples += usize::from(connections > 0);
-            if databases == 30 {
-                return (most, samples);
-            }
-        }
-    });
-    bench.admin_secret(&bench.server).await.unwrap();
-    bench.class("pg", external(&bench.server)).await.unwrap();
-    for number in 0..30 {
-        bench.condition(&format!("d{number}"), "Ready", "True").await.unwrap();
-    }
-    let (most, samples) = sampling.await.unwrap();
-    println!("{most} connections at most in {samples} samples with any");
-    assert!(most <= 2, "{most} connections at a time");
-    assert!(samples > 100, "only {samples} samples");
 }

@@ -15,6 +15,7 @@ use peristyle_crds::{
 };
 
 use super::{
+    id_token::Minted,
     key::PolicyKey,
     matches::{self, METHODS, Requests},
     pattern::Pattern,
@@ -83,18 +84,22 @@ pub fn compile(
     let prefix = PolicyKey::of(policy);
     let name = |rule: &str| format!("{}.{}.{rule}", prefix.namespace, prefix.name);
     let mut named: Vec<(String, Rule)> = Vec::new();
+    let token = class.spec.id_token.as_ref();
     for host in &territory.hosts {
+        let services = territory.behind.get(host).cloned().unwrap_or_default();
+        let minted = token.map(|token| Minted::new(token, &prefix.namespace, &services));
         for ((rule, requests), decision) in requests.iter().zip(&decisions) {
             for (methods, patterns) in matches::grouped(requests) {
                 let url = UrlPattern::within(host, &patterns).map_err(|error| {
                     Rejection::invalid(format!("spec.rules[{rule}].match: {error}; split the rule"))
                 })?;
-                named.push(((*rule).to_owned(), Rule::new(&name(rule), methods, &url, decision.clone())));
+                let rule_of = Rule::new(&name(rule), methods, &url, decision.clone(), minted.as_ref());
+                named.push(((*rule).to_owned(), rule_of));
             }
         }
         for (methods, patterns) in matches::grouped(&union(&requests)) {
             let url = UrlPattern::outside(host, &patterns);
-            named.push((DENY.to_owned(), Rule::new(&name(DENY), methods, &url, Decision::deny())));
+            named.push((DENY.to_owned(), Rule::new(&name(DENY), methods, &url, Decision::deny(), None)));
         }
     }
     let bytes: usize = named.iter().map(|(_, rule)| rule::text(rule).len()).sum();
@@ -151,7 +156,7 @@ fn decision(
             let authorizer = match &rule.authorization {
                 None => Authorizer::Allow,
                 Some(authorization) => {
-                    namespaces.question(&rule.name, &authorization.relation)?;
+                    namespaces.question(policy, &rule.name, &authorization.relation)?;
                     Authorizer::relation(&class.spec.keto.read_url, &authorization.relation)
                 }
             };

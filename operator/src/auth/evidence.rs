@@ -70,12 +70,14 @@ pub fn stand(
     match (evidence, same.map(|before| &before.standing)) {
         // What is live stays live until a pod says otherwise: with Keto or every
         // Oathkeeper pod away each call is refused all the same.
-        (Evidence::Confirmed | Evidence::Missing, Some(Standing::Live))
-        | (Evidence::Confirmed, Some(Standing::Unknown)) => Standing::Live,
-        (Evidence::Confirmed, None) if is_inherited => Standing::Live,
-        (Evidence::Confirmed, _) => match blocked {
-            Some((reason, message)) => Standing::Pending { reason, message },
+        (Evidence::Confirmed | Evidence::Missing, Some(Standing::Live)) => Standing::Live,
+        (Evidence::Confirmed, before) => match blocked {
             None => Standing::Live,
+            // It may never have been live before the restart.
+            Some(_) if before == Some(&Standing::Unknown) || before.is_none() && is_inherited => {
+                Standing::Unknown
+            }
+            Some((reason, message)) => Standing::Pending { reason, message },
         },
         (Evidence::Missing, Some(Standing::Unknown)) => Standing::Unknown,
         (Evidence::Missing, None) if is_inherited => Standing::Unknown,
@@ -129,13 +131,7 @@ mod tests {
     }
 
     fn publication(hash: &str, standing: Standing) -> Publication {
-        Publication {
-            hash: hash.to_owned(),
-            standing,
-            tuples: None,
-            allowed: std::sync::Arc::default(),
-            earlier: Vec::new(),
-        }
+        Publication { standing, ..Publication::unknown(hash) }
     }
 
     fn pending() -> Standing {
@@ -182,8 +178,15 @@ mod tests {
         assert_eq!(after(None, true, false, Evidence::Missing), "unknown");
         let unknown = publication("new", Standing::Unknown);
         assert_eq!(after(Some(&unknown), true, false, Evidence::Missing), "unknown");
-        assert_eq!(after(Some(&unknown), true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(Some(&unknown), true, true, Evidence::Confirmed), "live");
         assert_eq!(after(Some(&unknown), true, true, Evidence::Disproved), "PropagatingRules");
-        assert_eq!(after(None, true, false, Evidence::Confirmed), "live");
+        assert_eq!(after(None, true, true, Evidence::Confirmed), "live");
+    }
+
+    #[test]
+    fn after_a_restart_a_policy_that_keto_blocks_is_not_taken_for_live() {
+        let unknown = publication("new", Standing::Unknown);
+        assert_eq!(after(None, true, false, Evidence::Confirmed), "unknown");
+        assert_eq!(after(Some(&unknown), true, false, Evidence::Confirmed), "unknown");
     }
 }

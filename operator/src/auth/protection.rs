@@ -28,6 +28,8 @@ pub enum Protection {
         policy: String,
         /// Hash of its compiled rules.
         hash: String,
+        /// Where the edge asks for decisions.
+        decisions_url: String,
     },
     /// A policy targets it but its rules are not live. A change that
     /// forbids something passes through here: the route is withheld from the
@@ -126,7 +128,7 @@ pub fn decide(
             }
         }
         Standing::Live => Protection::Live { policy, hash, decisions_url: decisions_url(class) },
-        Standing::Unknown => Protection::Unknown { policy, hash },
+        Standing::Unknown => Protection::Unknown { policy, hash, decisions_url: decisions_url(class) },
         Standing::Pending { reason, message } => Protection::Pending { policy, reason, message },
     }
 }

@@ -43,6 +43,9 @@ pub struct Publication {
     pub standing: Standing,
     /// Tuples of the policy that Keto has, once that is known.
     pub tuples: Option<usize>,
+    /// Why Keto may not have the policy's relations as they are now. The rules
+    /// stay live: who has no relation is refused.
+    pub relations: Option<(Reason, String)>,
     /// Which requests each rule allows.
     pub allowed: Arc<[Allowed]>,
     /// While these rules are not live: those that were, and all since by which
@@ -67,6 +70,7 @@ impl Publication {
             hash: hash.to_owned(),
             standing: Standing::Unknown,
             tuples: None,
+            relations: None,
             allowed: Arc::default(),
             earlier: Vec::new(),
         }
@@ -128,6 +132,7 @@ impl Publications {
                     message: format!("rules {hash} are not published yet"),
                 },
                 tuples: published.and_then(|publication| publication.tuples),
+                relations: published.and_then(|publication| publication.relations.clone()),
                 allowed: Arc::default(),
                 earlier: published.map(|publication| publication.before(hash)).unwrap_or_default(),
             },
@@ -196,6 +201,18 @@ impl Publications {
         }
     }
 
+    /// Takes back that any rules of a class are live: what the pods are told is
+    /// not in our hands.
+    pub fn doubt(&self, class: &str, reason: Reason, message: &str) {
+        let doubtful = |publication: Publication| Publication {
+            standing: Standing::Pending { reason, message: message.to_owned() },
+            earlier: Vec::new(),
+            ..publication
+        };
+        let publications = self.of_class(class).into_iter().map(|(key, one)| (key, doubtful(one)));
+        self.replace(class, publications.collect(), self.refusals(class));
+    }
+
     /// The policies whose publication changes from now on. A reader that fell
     /// behind gets all of them.
     #[must_use]
@@ -232,12 +249,18 @@ mod tests {
     }
 
     fn live(hash: &str) -> Publication {
-        Publication {
-            hash: hash.to_owned(),
-            standing: Standing::Live,
-            tuples: None,
-            allowed: Arc::default(),
-            earlier: Vec::new(),
+        Publication { standing: Standing::Live, ..Publication::unknown(hash) }
+    }
+
+    #[test]
+    fn rules_that_cannot_be_written_are_live_for_nobody_until_they_are_seen_again() {
+        let publications = Publications::default();
+        publications.replace("c", [(key("a"), live("1"))].into(), Refusals::new());
+        publications.doubt("c", Reason::NameConflict, "the ConfigMap is somebody else's");
+        for hash in ["1", "2"] {
+            let found = publications.get("c", &key("a"), hash);
+            assert!(matches!(found.standing, Standing::Pending { .. }), "{found:?}");
+            assert!(found.earlier.is_empty(), "nor do they stand in for others");
         }
     }
 

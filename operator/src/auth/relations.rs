@@ -135,8 +135,8 @@ impl Namespaces {
     /// The tuples of `policy`.
     ///
     /// # Errors
-    /// When a tuple stands there twice, speaks of a relation that is not
-    /// declared, or of a namespace that belongs to another team.
+    /// When a tuple stands there twice, or speaks of a relation that no model of
+    /// its own team declares.
     pub fn tuples(&self, policy: &AuthPolicy) -> Result<BTreeSet<Tuple>, Rejection> {
         let key = PolicyKey::of(policy);
         if let Some(rejection) = self.too_many.get(&key) {
@@ -146,20 +146,14 @@ impl Namespaces {
         let declared = policy.spec.relations.iter().flat_map(|r| &r.tuples);
         for (index, tuple) in declared.enumerate() {
             let field = format!("spec.relations.tuples[{index}]");
-            self.check(&field, &tuple.namespace, &tuple.relation)?;
-            let owner = &self.by_name[&tuple.namespace].owner;
-            if owner.namespace != key.namespace {
-                return Err(Rejection::invalid(format!(
-                    "{field}.namespace: {:?} belongs to {}; only its own namespace may grant relations in it",
-                    tuple.namespace,
-                    owner.told_to(&key)
-                )));
-            }
+            self.check(&key, &field, &tuple.namespace, &tuple.relation)?;
             match (&tuple.subject, &tuple.subject_set) {
                 (Some(_), None) => {}
-                (None, Some(set)) if set.relation.is_empty() => self.declared(&field, &set.namespace)?,
+                (None, Some(set)) if set.relation.is_empty() => {
+                    self.relations(&key, &field, &set.namespace)?;
+                }
                 (None, Some(set)) => {
-                    self.check(&format!("{field}.subjectSet"), &set.namespace, &set.relation)?;
+                    self.check(&key, &format!("{field}.subjectSet"), &set.namespace, &set.relation)?;
                 }
                 _ => {
                     return Err(Rejection::invalid(format!(
@@ -174,30 +168,45 @@ impl Namespaces {
         Ok(tuples)
     }
 
-    /// Checks the relation that a rule asks for.
+    /// Checks the relation that a rule of `policy` asks for.
     ///
     /// # Errors
-    /// When no model declares it: Keto would answer an error to every check.
-    pub fn question(&self, rule: &str, relation: &Relation) -> Result<(), Rejection> {
+    /// When no model of its own team declares it: Keto would answer an error to
+    /// every check, or decide by what strangers wrote.
+    pub fn question(&self, policy: &AuthPolicy, rule: &str, relation: &Relation) -> Result<(), Rejection> {
         let field = format!("spec.rules[{rule}].authorization.relation");
-        self.check(&field, &relation.namespace, &relation.relation)
+        self.check(&PolicyKey::of(policy), &field, &relation.namespace, &relation.relation)
     }
 
-    fn declared(&self, field: &str, namespace: &str) -> Result<(), Rejection> {
-        if self.by_name.contains_key(namespace) {
-            return Ok(());
+    /// The relations of a class for a policy of `reader`'s namespace. One that
+    /// another team declares is as good as absent: it may come and go, and with
+    /// it who is let in. It reads the same too, so that nobody learns of it.
+    fn relations(
+        &self,
+        reader: &PolicyKey,
+        field: &str,
+        namespace: &str,
+    ) -> Result<&BTreeSet<String>, Rejection> {
+        let found = self.by_name.get(namespace);
+        match found.filter(|found| found.owner.namespace == reader.namespace) {
+            Some(found) => Ok(&found.relations),
+            None => Err(Rejection::waiting(
+                Reason::ReferenceMissing,
+                format!(
+                    "{field}.namespace: no policy of this namespace and AuthClass declares class {namespace}; declare it in spec.relations.model"
+                ),
+            )),
         }
-        Err(Rejection::waiting(
-            Reason::ReferenceMissing,
-            format!(
-                "{field}.namespace: no model of the AuthClass declares class {namespace}; declare it in spec.relations.model"
-            ),
-        ))
     }
 
-    fn check(&self, field: &str, namespace: &str, relation: &str) -> Result<(), Rejection> {
-        self.declared(field, namespace)?;
-        let relations = &self.by_name[namespace].relations;
+    fn check(
+        &self,
+        reader: &PolicyKey,
+        field: &str,
+        namespace: &str,
+        relation: &str,
+    ) -> Result<(), Rejection> {
+        let relations = self.relations(reader, field, namespace)?;
         if relations.contains(relation) {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
+    id_token::Minted,
     matches::{METHODS, word},
     pattern::{Pattern, alternatives, escape},
 };
@@ -111,13 +112,33 @@ struct Retry {
 #[serde(tag = "handler", content = "config", rename_all = "snake_case")]
 enum Mutator {
     Noop,
-    Header { headers: BTreeMap<&'static str, &'static str> },
+    Header {
+        headers: BTreeMap<&'static str, &'static str>,
+    },
+    /// Sets `Authorization`; the chart's configuration says where the keys are.
+    IdToken {
+        issuer_url: String,
+        claims: String,
+        ttl: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "handler", rename_all = "snake_case")]
 enum ErrorHandler {
     Json,
+}
+
+impl Mutator {
+    fn id_token(minted: &Minted) -> Self {
+        let audiences: Vec<String> = minted.audiences.iter().map(|audience| quote(audience)).collect();
+        Self::IdToken {
+            issuer_url: minted.issuer.clone(),
+            claims: format!(r#"{{"aud":[{}]}}"#, audiences.join(",")),
+            // 0.40.9 takes one number with one unit.
+            ttl: format!("{}s", minted.ttl.as_secs()),
+        }
+    }
 }
 
 impl Authorizer {
@@ -230,22 +251,30 @@ impl Decision {
         self == other || self.is_public() || (same_token && self.authorizer == Authorizer::Allow)
     }
 
-    fn mutator(&self) -> Mutator {
+    fn mutators(&self, minted: Option<&Minted>) -> Vec<Mutator> {
         // `noop` would echo the request's headers: it only stands where nobody passes.
-        let subject = match (&self.authorizer, &self.authenticator) {
-            (Authorizer::Deny, _) => return Mutator::Noop,
-            (_, Authenticator::Noop) => "",
-            (_, Authenticator::Jwt(_)) => "{{ print .Subject }}",
+        let (subject, minted) = match (&self.authorizer, &self.authenticator) {
+            (Authorizer::Deny, _) => return vec![Mutator::Noop],
+            (_, Authenticator::Noop) => ("", None),
+            (_, Authenticator::Jwt(_)) => ("{{ print .Subject }}", minted),
         };
-        Mutator::Header { headers: [(SUBJECT_HEADER, subject)].into() }
+        let header = Mutator::Header { headers: [(SUBJECT_HEADER, subject)].into() };
+        [header].into_iter().chain(minted.map(Mutator::id_token)).collect()
     }
 }
 
 impl Rule {
-    /// A rule called `name` with the hash of its content at the end.
+    /// A rule called `name` with the hash of its content at the end. Calls
+    /// that prove who they are go on with the token `minted`.
     #[must_use]
-    pub fn new(name: &str, methods: Vec<HttpMethod>, url: &UrlPattern, decision: Decision) -> Self {
-        let mutator = decision.mutator();
+    pub fn new(
+        name: &str,
+        methods: Vec<HttpMethod>,
+        url: &UrlPattern,
+        decision: Decision,
+        minted: Option<&Minted>,
+    ) -> Self {
+        let mutators = decision.mutators(minted);
         let mut rule = Self {
             id: String::new(),
             version: VERSION,
@@ -253,7 +282,7 @@ impl Rule {
             matches: Match { url: url.render(), methods },
             authenticators: vec![decision.authenticator],
             authorizer: decision.authorizer,
-            mutators: vec![mutator],
+            mutators,
             errors: vec![ErrorHandler::Json],
         };
         rule.id = format!("{name}.{}", hash([&rule], 10));
@@ -265,7 +294,7 @@ impl Rule {
     #[must_use]
     pub fn sentinel() -> Self {
         let url = UrlPattern::outside(SENTINEL_HOST, &BTreeSet::new());
-        Self::new("peristyle", METHODS.to_vec(), &url, Decision::deny())
+        Self::new("peristyle", METHODS.to_vec(), &url, Decision::deny(), None)
     }
 
     /// The URL pattern.

@@ -1,20 +1,15 @@
 //! Everything that decides what a policy governs, seen at one moment.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    ResourceExt,
-    core::PartialObjectMeta,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
     class,
     condition::Reason,
-    names::SERVICE_LABEL,
     v1alpha1::{
         AuthClass, AuthPolicy, EdgeClass, Service,
         auth_policy::Target,
@@ -30,10 +25,9 @@ use super::{
 use crate::{
     edge::{
         claims::{Claims, ServiceKey},
-        route::Host,
-        traefik::{build::object_name, objects::IngressRoute},
+        standing::Standing,
+        traefik::objects::IngressRoute,
     },
-    metadata::{Owner, is_controlled_by},
     stores::Stores,
 };
 
@@ -44,7 +38,7 @@ pub struct Snapshot {
     services: Vec<Arc<Service>>,
     edge_classes: Vec<Arc<EdgeClass>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
-    routes: Store<IngressRoute>,
+    routes: Vec<Arc<IngressRoute>>,
 }
 
 impl Snapshot {
@@ -57,7 +51,7 @@ impl Snapshot {
             services: stores.services.store().state(),
             edge_classes: stores.edge_classes.store().state(),
             namespaces: stores.namespaces.store().state(),
-            routes: stores.ingress_routes.store().clone(),
+            routes: stores.ingress_routes.store().state(),
         }
     }
 
@@ -68,21 +62,8 @@ impl Snapshot {
             self.services.iter().map(|o| &**o),
             self.edge_classes.iter().map(|o| &**o),
             self.namespaces.iter().map(|o| &**o),
-            |service, expose, host| self.holds(service, expose, host),
+            Standing::of(&self.routes),
         )
-    }
-
-    /// Whether `service` has a route for `host`: its fence, which stands as
-    /// long as the host is granted, even while nobody is let in.
-    fn holds(&self, service: &Service, expose: &Expose, host: &str) -> bool {
-        let (Ok(host), Some(uid)) = (Host::parse(host), service.uid()) else {
-            return false;
-        };
-        let namespace = service.namespace().unwrap_or_default();
-        let owner = Owner::new(service, &namespace, SERVICE_LABEL);
-        let name = object_name(&owner, &expose.name, &host, "fence");
-        let fence = self.routes.get(&ObjectRef::new(&name).within(&namespace));
-        fence.is_some_and(|fence| is_controlled_by(&*fence, &uid))
     }
 
     /// The world of these objects.
@@ -102,6 +83,8 @@ impl Snapshot {
 pub struct Territory {
     /// Hosts that belong to the targeted Services.
     pub hosts: BTreeSet<String>,
+    /// The Services behind each host: one for each EdgeClass that serves it.
+    pub behind: BTreeMap<String, BTreeSet<String>>,
     /// Those of them whose EdgeClass can be asked for proof.
     pub probed: BTreeSet<String>,
     /// Targets that do not exist.
@@ -162,7 +145,21 @@ impl<'a> World<'a> {
     /// # Errors
     /// When no class can be chosen.
     pub fn class(&self, policy: &AuthPolicy) -> Result<&'a AuthClass, Rejection> {
-        Ok(class::choose(self.classes.iter().copied(), policy.spec.class_name.as_deref())?)
+        self.class_named(policy.spec.class_name.as_deref())
+    }
+
+    /// The class called `name`, without a name the default one.
+    ///
+    /// # Errors
+    /// When no class can be chosen.
+    pub fn class_named(&self, name: Option<&str>) -> Result<&'a AuthClass, Rejection> {
+        Ok(class::choose(self.classes.iter().copied(), name)?)
+    }
+
+    /// Whether the Service of that name is the one with this UID.
+    #[must_use]
+    pub fn has(&self, service: &ServiceKey, uid: &str) -> bool {
+        self.services.get(service).is_some_and(|service| service.metadata.uid.as_deref() == Some(uid))
     }
 
     /// The policies of `class`, oldest first.
@@ -203,6 +200,9 @@ impl<'a> World<'a> {
                 if let Ok(hosts) = self.claims.hosts(service, expose) {
                     if self.claims.class(&hosts.class).is_some_and(|class| class.spec.probe.is_some()) {
                         territory.probed.extend(hosts.granted.iter().cloned());
+                    }
+                    for host in &hosts.granted {
+                        territory.behind.entry(host.clone()).or_default().insert(target.service.clone());
                     }
                     territory.hosts.extend(hosts.granted);
                 }

@@ -4,12 +4,18 @@
 
 mod component;
 mod file;
+mod lag;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use clap::Args;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client,
@@ -21,11 +27,16 @@ use kube::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
 };
 
-use self::component::{Component, Kind};
-use crate::{external::http, telemetry};
+use self::{
+    component::{Component, Kind},
+    lag::Lag,
+};
+use crate::{backoff::WatchBackoff, external::http, telemetry};
+
+/// The file is replaced no more often than this: each time all rules are read anew.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Settings of `peristyle agent`.
 #[derive(Args, Clone, Debug)]
@@ -70,8 +81,14 @@ pub struct Agent {
 /// What was delivered, for the probes.
 struct Delivery {
     component: Component,
-    /// Content of the file once it comes from the ConfigMap.
-    content: watch::Receiver<Option<String>>,
+    lag: Mutex<Lag>,
+}
+
+impl Delivery {
+    fn lag(&self) -> MutexGuard<'_, Lag> {
+        // A panic of another thread leaves nothing half done in it.
+        self.lag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Runs the agent until SIGTERM.
@@ -85,17 +102,16 @@ pub async fn run(agent: Agent) -> anyhow::Result<()> {
     if !agent.file.exists() {
         file::write(&agent.file, &initial)?;
     }
-    let (sender, content) = watch::channel(None);
     let delivery = Arc::new(Delivery {
         component: Component::new(agent.component, agent.check.as_deref(), http::client()?),
-        content,
+        lag: Mutex::default(),
     });
     let client = Client::try_default().await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = serve(agent.listen, delivery) => result,
-        result = deliver(&agent, client, sender) => result,
+        result = serve(agent.listen, delivery.clone()) => result,
+        result = deliver(&agent, client, &delivery) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
@@ -103,34 +119,59 @@ pub async fn run(agent: Agent) -> anyhow::Result<()> {
 
 /// Writes the file whenever the ConfigMap changes. A ConfigMap that is gone or
 /// empty leaves the file as it is: what protects stays in force.
-async fn deliver(
-    agent: &Agent,
-    client: Client,
-    content: watch::Sender<Option<String>>,
-) -> anyhow::Result<()> {
+async fn deliver(agent: &Agent, client: Client, delivery: &Delivery) -> anyhow::Result<()> {
     let api: Api<ConfigMap> = Api::namespaced(client, &agent.namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", agent.config_map));
-    let mut config_maps = watcher(api, config).default_backoff().applied_objects().boxed();
-    while let Some(event) = config_maps.next().await {
+    let events = watcher(api, config).backoff(WatchBackoff::default()).applied_objects();
+    let texts = events.filter_map(async |event| {
         let text = match event {
             Ok(config_map) => config_map.data.and_then(|mut data| data.remove(&agent.key)),
             Err(error) => {
                 tracing::warn!(%error, "watch failed, retrying");
-                continue;
+                return None;
             }
         };
-        let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+        let text = text.filter(|text| !text.trim().is_empty());
+        if text.is_none() {
             tracing::warn!(config_map = %agent.config_map, key = %agent.key, "empty; the file stays as it is");
-            continue;
-        };
-        if content.borrow().as_ref() == Some(&text) {
-            continue;
+        }
+        text
+    });
+    follow(texts, |text| {
+        if delivery.lag().newest().as_ref() == Some(&text) {
+            return Ok(());
         }
         file::write(&agent.file, &text)?;
         tracing::info!(file = %agent.file.display(), bytes = text.len(), "delivered");
-        content.send_replace(Some(text));
-    }
+        delivery.lag().delivered(text, Instant::now());
+        Ok(())
+    })
+    .await?;
     anyhow::bail!("the watch ended")
+}
+
+/// Writes the first of `texts` at once, and then the latest, at intervals.
+async fn follow(
+    texts: impl Stream<Item = String>,
+    mut write: impl FnMut(String) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut texts = std::pin::pin!(texts);
+    let mut free = tokio::time::Instant::now();
+    let mut latest: Option<String> = None;
+    loop {
+        tokio::select! {
+            text = texts.next() => match text {
+                Some(text) => latest = Some(text),
+                None => return latest.map_or(Ok(()), write),
+            },
+            () = tokio::time::sleep_until(free), if latest.is_some() => {
+                if let Some(text) = latest.take() {
+                    write(text)?;
+                }
+                free = tokio::time::Instant::now() + PAUSE;
+            }
+        }
+    }
 }
 
 async fn serve(address: SocketAddr, delivery: Arc<Delivery>) -> anyhow::Result<()> {
@@ -148,12 +189,44 @@ async fn serve(address: SocketAddr, delivery: Arc<Delivery>) -> anyhow::Result<(
 }
 
 async fn ready(State(delivery): State<Arc<Delivery>>) -> (StatusCode, String) {
-    let content = delivery.content.borrow().clone();
-    let Some(content) = content else {
+    let Some(content) = delivery.lag().newest() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the ConfigMap has not been seen yet".to_owned());
     };
     match delivery.component.has_loaded(&content).await {
-        Ok(()) => (StatusCode::OK, "ok".to_owned()),
+        Ok(()) => {
+            delivery.lag().loaded(&content);
+            (StatusCode::OK, "ok".to_owned())
+        }
+        Err(problem) if delivery.lag().is_excused(Instant::now()) => (StatusCode::OK, problem),
         Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_in_quick_succession_is_written_once_and_the_last_is_never_lost() {
+        let (sender, texts) = tokio::sync::mpsc::unbounded_channel();
+        let (mut written, mut sender) = (Vec::new(), Some(sender));
+        for text in 1..=50 {
+            sender.as_ref().unwrap().send(text.to_string()).unwrap();
+        }
+        let texts = tokio_stream::wrappers::UnboundedReceiverStream::new(texts);
+        let started = Instant::now();
+        follow(texts, |text| {
+            if text == "50" {
+                // The end of the watch, so that the test ends too.
+                drop(sender.take());
+            }
+            written.push(text);
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(written.last().unwrap(), "50");
+        let most = started.elapsed().as_millis() / PAUSE.as_millis() + 2;
+        assert!(written.len() as u128 <= most, "{written:?}");
     }
 }

@@ -108,6 +108,12 @@ const fn refusal(status: u16) -> (Code, &'static str) {
     }
 }
 
+/// Whether a gRPC answer is one that the edge gives in place of the workload.
+#[must_use]
+pub fn is_refusal(status: &str, message: &str) -> bool {
+    (400..600).map(refusal).any(|(code, words)| words == message && (code as u8).to_string() == status)
+}
+
 /// The same test as the edge's: a gRPC call, and not gRPC-Web.
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_TYPE).iter().any(|value| {

@@ -2,12 +2,13 @@
 //!
 //! Everything that the objects refer to is taken to exist and to be ready, and
 //! every policy to be live. What only a cluster knows is left out: owner
-//! references, addresses of pods, passwords. So the Secrets of Databases are
-//! not printed at all: one without its password, applied, would take away the
-//! credentials of a running workload.
+//! references, addresses of pods, passwords. So of the Secrets of Databases
+//! only the names are printed, as comments.
 
 pub mod assume;
+pub mod credentials;
 pub mod input;
+pub mod policies;
 
 use std::{
     io::Write,
@@ -46,7 +47,7 @@ pub struct Render {
 }
 
 /// Prints the children of every object as YAML documents; what is wrong with
-/// a route goes to standard error.
+/// a route or a policy goes to standard error.
 ///
 /// # Errors
 /// When a file cannot be read, is no YAML of ours, or a spec contradicts itself.
@@ -59,18 +60,39 @@ pub fn run(settings: &Render) -> anyhow::Result<()> {
             input.add(&text, &settings.namespace).with_context(|| format!("{}", file.display()))?;
         }
     }
-    let mut out = std::io::stdout().lock();
-    for service in &input.services {
-        let rendered = render(&input, service, settings.default_replicas)
-            .with_context(|| format!("Service {}", service.name_any()))?;
-        for problem in rendered.problems {
-            eprintln!("peristyle: Service {}: {problem}", service.name_any());
-        }
-        for object in rendered.objects {
-            write!(out, "---\n{}", serde_saphyr::to_string(&object)?)?;
-        }
+    for problem in print(&input, settings.default_replicas, &mut std::io::stdout().lock())? {
+        eprintln!("peristyle: {problem}");
     }
     Ok(())
+}
+
+/// Writes the children of all objects as YAML documents, Secrets as comments
+/// before the first. Returns what is wrong with routes and policies.
+///
+/// # Errors
+/// When a spec contradicts itself, or `out` cannot be written.
+pub fn print(input: &Input, default_replicas: i32, out: &mut impl Write) -> anyhow::Result<Vec<String>> {
+    for database in &input.databases {
+        let lines = credentials::lines(input, database);
+        for line in lines.with_context(|| format!("Database {}", database.name_any()))? {
+            writeln!(out, "# {line}")?;
+        }
+    }
+    let mut problems = Vec::new();
+    let mut documents = Vec::new();
+    for service in &input.services {
+        let name = format!("Service {}", service.name_any());
+        let rendered = render(input, service, default_replicas).with_context(|| name.clone())?;
+        problems.extend(rendered.problems.into_iter().map(|problem| format!("{name}: {problem}")));
+        documents.extend(rendered.objects);
+    }
+    let published = policies::render(input)?;
+    problems.extend(published.problems);
+    documents.extend(published.objects);
+    for document in documents {
+        write!(out, "---\n{}", serde_saphyr::to_string(&document)?)?;
+    }
+    Ok(problems)
 }
 
 /// The file itself, or the YAML files directly in the directory, by name.
@@ -107,12 +129,12 @@ pub enum Error {
     Encode(#[from] serde_json::Error),
 }
 
-/// The children of one Service.
+/// Children.
 #[derive(Clone, Debug, Default)]
 pub struct Rendered {
     /// Children in the order in which they are applied, without owner references.
     pub objects: Vec<Value>,
-    /// What is wrong with routes, and what is odd in the spec.
+    /// What is wrong with routes or policies, and what is odd in the spec.
     pub problems: Vec<String>,
 }
 
@@ -127,16 +149,18 @@ pub fn render(input: &Input, service: &Service, default_replicas: i32) -> Result
     let validated = validate::validate(service, &observed)?;
     let edge = build::edge(&owner, &routes);
     let desired = build::build(&owner, service, &validated, edge, observed.edge_errors.as_ref(), None);
-    let objects = desired.objects()?.into_iter().map(|(_, mut object)| {
-        // An object that was never in a cluster has no UID to refer to.
-        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove("ownerReferences");
-        }
-        object
-    });
+    let objects = desired.objects()?.into_iter().map(|(_, object)| without_owner(object));
     let odd = validated.problems.into_iter().map(|problem| format!("{}: {}", problem.field, problem.message));
     Ok(Rendered {
         objects: objects.collect(),
         problems: routes.problems.into_iter().map(|problem| problem.message).chain(odd).collect(),
     })
+}
+
+/// An object that was never in a cluster has no UID to refer to.
+fn without_owner(mut object: Value) -> Value {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("ownerReferences");
+    }
+    object
 }

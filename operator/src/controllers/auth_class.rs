@@ -6,11 +6,13 @@
 //! published is always computed from the policies that exist now; only tuples
 //! need a record of what was ours.
 
+pub mod build;
 mod config_maps;
 mod pods;
 mod progress;
 mod relations;
 mod rules;
+pub mod signing_keys;
 mod status;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -34,6 +36,7 @@ use crate::{
     },
     conditions::Finding,
     context::Context,
+    edge::standing,
     external::{keto::Keto, oathkeeper::Oathkeeper},
     metadata::Owner,
     reconcile::{self, Outcome},
@@ -59,6 +62,8 @@ enum Error {
     Read { name: String, source: Box<kube::Error> },
     #[error("ConfigMap {name}: {source}; it was edited by hand, restore or delete it")]
     Record { name: String, source: serde_json::Error },
+    #[error("spec.idToken: no key could be made, the system has no randomness")]
+    Key,
 }
 
 impl Classified for Error {
@@ -67,13 +72,14 @@ impl Classified for Error {
             Self::Apply(error) => error.class(),
             Self::Read { source, .. } => retry::classify(source),
             Self::Record { .. } => Class::Terminal,
+            Self::Key => Class::Transient,
         }
     }
 
     fn reason(&self) -> Reason {
         match self {
             Self::Apply(error) => error.reason(),
-            Self::Read { .. } => retry::reason(self.class()),
+            Self::Read { .. } | Self::Key => retry::reason(self.class()),
             Self::Record { .. } => Reason::Invalid,
         }
     }
@@ -95,12 +101,25 @@ pub async fn run(ctx: Arc<Context>) {
     let all = |events| concerned(events, classes, |(), _| true);
     let triggers = vec![
         stores.config_maps.cluster_owners(AUTH_CLASS_LABEL),
+        // Only the one that is named: there are many, and they change often.
+        stores.secrets.concerning(classes, {
+            let system = ctx.config.namespace.clone();
+            move |secret, class| {
+                secret.namespace().as_ref() == Some(&system)
+                    && class
+                        .spec
+                        .id_token
+                        .as_ref()
+                        .is_some_and(|token| token.jwks_secret == secret.name_any())
+            }
+        }),
         all(stores.auth_policies.spec_changes()),
-        all(stores.services.spec_changes()),
+        all(standing::claimed(stores)),
         all(stores.edge_classes.spec_changes()),
         // Which class is the default depends on all of them.
         all(classes.spec_changes()),
         all(stores.namespaces.changes().map(drop).boxed()),
+        all(standing::freed(stores).map(drop).boxed()),
         stores.system_endpoint_slices.concerning(classes, |slice, class| {
             pods::is_of(slice, &class.spec.oathkeeper.service)
                 || pods::services_of(&class.spec.keto).iter().any(|keto| pods::is_of(slice, keto))
@@ -131,12 +150,22 @@ async fn reconcile(
     let mut progress = progress.lock().await;
     let owner = Owner::new(&*class, &ctx.config.namespace, AUTH_CLASS_LABEL);
 
+    if let Some(token) = &class.spec.id_token {
+        signing_keys::ensure(&ctx, &owner, token).await?;
+    }
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
     let world = snapshot.world(&claims);
-    let relations::Published { plan, refusals, keto } =
-        relations::publish(&ctx, &clients.keto, &owner, &class, &world, &mut progress).await?;
-    let rules = rules::publish(&ctx, &clients.oathkeeper, &owner, &class, &mut progress, &plan).await?;
+    let relations::Published { plan, refusals, keto, failed } =
+        relations::publish(&ctx, &clients.keto, &owner, &class, &world, &mut progress).await;
+    let rules = rules::publish(&ctx, &clients.oathkeeper, &owner, &class, &mut progress, &plan).await;
+    // A server that does not answer for a while writes for nobody else either.
+    if let Err(error) = &rules
+        && error.class() != Class::Transient
+    {
+        ctx.publications.doubt(&uid, error.reason(), &error.to_string());
+    }
+    let rules = rules?;
 
     let before = ctx.publications.of_class(&uid);
     let answers: Vec<evidence::Answer> = rules.pods.iter().map(|pod| pod.answer.clone()).collect();
@@ -146,7 +175,7 @@ async fn reconcile(
         let was_published = compiled.rules.iter().all(|rule| rules.previous.contains(&rule.id));
         let blocked = keto.blocks(compiled.asks_keto || plan.tuples.contains_key(key));
         let evidence = evidence::weigh(key, compiled, &answers);
-        let standing = evidence::stand(before.get(key), compiled, was_published, blocked, evidence);
+        let standing = evidence::stand(before.get(key), compiled, was_published, blocked.clone(), evidence);
         let earlier = match standing {
             Standing::Live => Vec::new(),
             _ => before.get(key).map(|before| before.before(&compiled.hash)).unwrap_or_default(),
@@ -155,6 +184,7 @@ async fn reconcile(
             hash: compiled.hash.clone(),
             standing,
             tuples: keto.applied(plan.tuples.get(key)),
+            relations: blocked,
             allowed: compiled.allowed.clone(),
             earlier,
         };
@@ -171,9 +201,12 @@ async fn reconcile(
     ctx.publications.retain(exists);
     memory.retain(exists);
 
-    let (status, finding) = status::status(&plan, &rules, &keto);
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let (status, findings) = status::status(&plan, &rules, &keto);
     let is_settled = status::is_settled(&rules, &keto);
-    let mut outcome = Outcome::new(status, vec![finding]);
+    let mut outcome = Outcome::new(status, findings);
     outcome.requeue = progress.wait(is_settled, POLL);
     Ok(outcome)
 }

@@ -11,7 +11,7 @@ use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 use crate::{
     auth::world::Snapshot,
     context::Context,
-    edge::claims::ServiceKey,
+    edge::{claims::ServiceKey, standing},
     reconcile::{self, Outcome},
     watch::concerned,
 };
@@ -29,10 +29,11 @@ pub async fn run(ctx: Arc<Context>) {
             service.as_ref().is_none_or(|service| targets(policy, service))
         }),
         all(policies.spec_changes()),
-        all(stores.services.spec_changes()),
+        all(standing::claimed(stores)),
         all(stores.auth_classes.spec_changes()),
         all(stores.edge_classes.spec_changes()),
         all(stores.namespaces.changes().map(drop).boxed()),
+        all(standing::freed(stores).map(drop).boxed()),
     ];
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
 }

@@ -1,11 +1,12 @@
 //! The controller of `Database`.
 
-mod build;
+pub(crate) mod build;
 mod finalize;
+mod holders;
 mod logins;
 mod memory;
 pub mod observe;
-mod record;
+pub(crate) mod record;
 pub mod rotation;
 mod status;
 mod triggers;
@@ -27,19 +28,22 @@ use self::{
     validate::Validated,
 };
 use crate::{
-    conditions::Finding,
+    conditions::{self, Finding},
     context::Context,
     controllers::database_class::target,
     external::postgres::{self, Provisioned, Refusal},
     metadata::Owner,
     reconcile::{self, Outcome},
     retry::{self, Class, Classified},
+    sql::plan::Obstacle,
 };
 
 /// The shortest delay before the next look at a Database.
 const SOON: Duration = Duration::from_secs(1);
 /// The longest.
 const LATE: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked whether a database that is gone is back.
+const GONE: Duration = Duration::from_secs(30);
 
 /// Why a pass over a Database ended early.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it concerns one login and no other.
+    fn is_of_a_login(&self) -> bool {
+        match self {
+            Self::Login { .. } | Self::Apply(crate::apply::Error::NameConflict { .. }) => true,
+            Self::Postgres(error) => error.is_refusal(),
+            _ => false,
+        }
+    }
+
     fn request(verb: &'static str) -> impl Fn(kube::Error) -> Self {
         move |source| Self::Request { verb, source: Box::new(source) }
     }
@@ -135,8 +148,15 @@ async fn reconcile(
         memory.forget(database);
         return finalize::finalize(ctx, database).await;
     }
+    let is_bound = database.status.as_ref().is_some_and(|status| status.server.is_some());
+    if is_bound {
+        // Also while nothing else can be done: a policy that changes now must hold at the end.
+        finalize::hold(ctx, database).await?;
+    }
     let validated = validate::validate(database, &observe::observe(ctx, database))?;
-    finalize::hold(ctx, database).await?;
+    if !is_bound {
+        finalize::hold(ctx, database).await?;
+    }
     let mut inputs = Inputs::observe(ctx, database, &validated);
     if let Some(verified) = memory.recall(database, &inputs) {
         return Ok(outcome(verified));
@@ -153,13 +173,28 @@ async fn reconcile(
             Ok(outcome(verified))
         }
         // One delay for all Databases of the server.
-        Err(Error::Postgres(error @ postgres::Error::Unreachable { retry, .. })) => {
-            let finding = Finding::waiting(error.condition(), error.reason(), error.to_string());
+        Err(Error::Postgres(error)) if error.later().is_some() => Ok(later(database, &error)),
+        // No watch tells when somebody brings it back.
+        Err(Error::Postgres(error @ postgres::Error::Obstacle(Obstacle::Gone(_)))) => {
+            let finding = Finding::stalled(error.condition(), error.reason(), error.to_string());
             let last = database.status.clone().unwrap_or_default();
-            Ok(Outcome { requeue: Some(retry), ..Outcome::new(last, vec![finding]) })
+            Ok(Outcome { requeue: Some(GONE), ..Outcome::new(last, vec![finding]) })
         }
         Err(error) => Err(error),
     }
+}
+
+/// The server cannot be asked now. What is brief leaves alone what was good.
+fn later(database: &Database, error: &postgres::Error) -> Outcome<DatabaseStatus> {
+    let last = database.status.clone().unwrap_or_default();
+    let was_ready = conditions::is_true(&last.conditions, types::READY, database.metadata.generation);
+    let (retry, is_brief) = error.later().unwrap_or((SOON, false));
+    let findings = if was_ready && is_brief {
+        Vec::new()
+    } else {
+        vec![Finding::waiting(error.condition(), error.reason(), error.to_string())]
+    };
+    Outcome { requeue: Some(retry), ..Outcome::new(last, findings) }
 }
 
 /// Looks again when something is due. The queue may be a quarter early or late:
@@ -177,8 +212,8 @@ async fn provision(
     // Before the API server is asked for credentials that would not be used.
     ctx.servers.check(&validated.access.admin)?;
     ctx.servers.check(&validated.workloads)?;
-    let target = target::fetch(ctx, &validated.access).await?;
-    let session = ctx.servers.session(target).await?;
+    let turn = ctx.servers.turn(&validated.access.admin).await?;
+    let session = turn.session(target::fetch(ctx, &validated.access).await?);
     let expected = validated.bound.as_ref().map(|server| server.system_identifier.as_str());
     let provisioned = postgres::provision(&session, &validated.desired, expected).await?;
     let owner = Owner::new(database, &database.namespace().unwrap_or_default(), DATABASE_LABEL);

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
@@ -23,18 +24,21 @@ use peristyle_crds::{
 
 use self::target::Access;
 use crate::{
-    conditions::{Finding, State, worst},
+    conditions::{Finding, State, is_true, worst},
     context::Context,
     credentials,
-    external::postgres,
+    external::postgres::{self, Target},
     metadata::{Owner, is_controlled_by},
     reconcile::{self, Outcome},
     retry::{Class, Classified},
     sql::catalog::Server,
 };
 
-/// How long what the server said is believed.
-const BELIEVED: Duration = Duration::from_secs(4 * 3600);
+/// How often the server is asked whether it is still there, plus or minus a quarter.
+const ASK: Duration = Duration::from_secs(40);
+/// How long what it said is believed when something else leads to a look; shorter than
+/// any time between two.
+const BELIEVED: Duration = Duration::from_secs(25);
 /// How often an administrator that lacks a right is looked at again; the server does not tell.
 const RETRY_RIGHTS: Duration = Duration::from_secs(120);
 
@@ -50,6 +54,17 @@ pub enum Error {
     /// The server.
     #[error(transparent)]
     Postgres(#[from] postgres::Error),
+    /// Another password would not be the one that the embedded server was made with.
+    #[error(
+        "Secret {namespace}/{name} is gone, and only it had the password of the server; restore it, or begin \
+         with an empty server by deleting StatefulSet {name}, whose data goes with it"
+    )]
+    PasswordLost {
+        /// Namespace of the operator.
+        namespace: String,
+        /// Name of Secret and StatefulSet.
+        name: String,
+    },
     /// The retention.
     #[error("spec.trash.retention: {0}")]
     Retention(#[from] InvalidDuration),
@@ -61,7 +76,7 @@ impl Error {
             Self::Target(error) => Some(error),
             Self::Apply(error) => Some(error),
             Self::Postgres(error) => Some(error),
-            Self::Retention(_) => None,
+            Self::Retention(_) | Self::PasswordLost { .. } => None,
         }
     }
 }
@@ -72,6 +87,9 @@ impl Classified for Error {
     }
 
     fn reason(&self) -> Reason {
+        if matches!(self, Self::PasswordLost { .. }) {
+            return Reason::ReferenceMissing;
+        }
         self.inner().map_or(Reason::Invalid, Classified::reason)
     }
 
@@ -87,6 +105,9 @@ struct Memory(Mutex<HashMap<String, Visit>>);
 #[derive(Clone)]
 struct Visit {
     inputs: Inputs,
+    /// The administrator, as long as the inputs are the same: to ask the server
+    /// again costs no request to the API server.
+    target: Option<Target>,
     answer: Option<(Instant, Server)>,
 }
 
@@ -154,39 +175,52 @@ async fn reconcile(
     match asked.await {
         Ok((server, findings, requeue)) => {
             let status = counted(ctx, class, status::status(&server));
+            let requeue = requeue.into_iter().chain([ASK]).min();
             Ok(Outcome { requeue, ..Outcome::new(status, findings) })
         }
-        Err(Error::Postgres(error @ postgres::Error::Unreachable { retry, .. })) => {
-            let finding = Finding::waiting(error.condition(), error.reason(), error.to_string());
-            Ok(Outcome { requeue: Some(retry), ..Outcome::new(counted(ctx, class, last), vec![finding]) })
-        }
+        Err(Error::Postgres(error)) => match error.later() {
+            Some((retry, is_brief)) => {
+                let was_ready = is_true(&last.conditions, types::READY, class.metadata.generation);
+                let finding = Finding::waiting(error.condition(), error.reason(), error.to_string());
+                // What is brief leaves alone what was good.
+                let findings = if was_ready && is_brief { Vec::new() } else { vec![finding] };
+                Ok(Outcome { requeue: Some(retry), ..Outcome::new(counted(ctx, class, last), findings) })
+            }
+            None => Err(Error::Postgres(error)),
+        },
         Err(error) => Err(error),
     }
 }
 
-/// What the server says, asked only if something changed since.
+/// What the server says, asked only if that is a while ago or something changed since.
 async fn visit(ctx: &Context, memory: &Memory, access: &Access, inputs: Inputs) -> Result<Server, Error> {
     let last = memory.lock().get(&access.class).filter(|visit| visit.inputs == inputs).cloned();
-    match last.map(|visit| visit.answer) {
-        Some(Some((at, server))) if at.elapsed() < BELIEVED => return Ok(server),
-        Some(_) => {}
+    let known = match last {
+        Some(Visit { answer: Some((at, server)), .. }) if at.elapsed() < BELIEVED => return Ok(server),
+        Some(visit) => visit.target,
         None => {
             ctx.servers.retry_now(&access.admin);
             ctx.servers.retry_now(&access.workloads);
+            None
         }
-    }
-    let visit = |answer| Visit { inputs: inputs.clone(), answer };
+    };
+    let visit = |target, answer| Visit { inputs: inputs.clone(), target, answer };
     let classes = ctx.stores.database_classes.store();
     memory.lock().retain(|name, _| classes.get(&ObjectRef::new(name)).is_some());
-    memory.lock().insert(access.class.clone(), visit(None));
+    memory.lock().insert(access.class.clone(), visit(known.clone(), None));
     // Before the API server is asked for credentials that would not be used.
-    ctx.servers.check(&access.admin)?;
-    let target = target::fetch(ctx, access).await?;
-    let session = ctx.servers.session(target).await?;
+    let turn = ctx.servers.turn(&access.admin).await?;
+    let target = match known {
+        Some(target) => target,
+        None => target::fetch(ctx, access).await?,
+    };
+    memory.lock().insert(access.class.clone(), visit(Some(target.clone()), None));
+    let session = turn.session(target.clone());
     let connection = session.maintenance().await?;
     let server = session.inspect(&connection).await?;
     connection.close().await;
-    memory.lock().insert(access.class.clone(), visit(Some((Instant::now(), server.clone()))));
+    let answer = Some((Instant::now(), server.clone()));
+    memory.lock().insert(access.class.clone(), visit(Some(target), answer));
     Ok(server)
 }
 
@@ -213,6 +247,12 @@ async fn run_server(
     let stores = &ctx.stores;
     let secret = stores.secrets.get(&owner.namespace, &name);
     if !secret.is_some_and(|secret| is_controlled_by(&*secret, &owner.reference.uid)) {
+        let is_ours = |set: Arc<StatefulSet>| is_controlled_by(&*set, &owner.reference.uid);
+        let has_server = stores.stateful_sets.get(&owner.namespace, &name).is_some_and(is_ours);
+        // The cache may not have seen yet what was just written.
+        if has_server && credentials::read(ctx, &owner.child(&name)).await?.is_none() {
+            return Err(Error::PasswordLost { namespace: owner.namespace, name });
+        }
         let build = |password: &_| build::secret(&owner, &name, password);
         credentials::ensure(ctx, &owner.child(&name), build).await?;
     }

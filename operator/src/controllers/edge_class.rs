@@ -29,6 +29,11 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<EdgeClassStatus>, Infallible> {
     let services = ctx.stores.services.store().state();
+    // Of Services that are gone nothing is known any more.
+    ctx.proofs.retain(|service, uid| {
+        let live = ctx.stores.services.get(&service.namespace, &service.name);
+        live.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid))
+    });
     let classes = ctx.stores.edge_classes.store().state();
     let routes = routes(&class, services.iter().map(|s| &**s), &classes);
     let has_traefik = ctx.stores.traefik_is_ready_within(Duration::ZERO).await;
@@ -70,7 +75,8 @@ fn standing(class: &EdgeClass, has_traefik: bool) -> Finding {
         return Finding::waiting(
             types::READY,
             Reason::Unavailable,
-            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+            "traefik.io/v1alpha1 cannot be watched; install Traefik's CustomResourceDefinitions, \
+            or grant what the operator's /readyz names",
         );
     }
     Finding::good(types::READY, "all is as the spec says")

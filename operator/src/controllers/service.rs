@@ -12,7 +12,7 @@ pub mod triggers;
 pub mod validate;
 pub mod workload;
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use kube::ResourceExt;
 use peristyle_crds::{
@@ -21,19 +21,15 @@ use peristyle_crds::{
     v1alpha1::{Service, ServiceStatus},
 };
 
-use self::{route::Routes, validate::Validated};
+use self::status::Untouched;
 use crate::{
     apply::Error,
-    conditions::{Finding, State},
+    conditions::Finding,
     context::Context,
     edge::{claims::ServiceKey, traefik::Edge},
     metadata::{Owner, is_ignored},
     reconcile::{self, Outcome},
 };
-
-/// How often a name that somebody else has is looked at again: nothing tells
-/// when the object is gone, since the caches hold only ours.
-const CONFLICT: Duration = Duration::from_secs(60);
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
@@ -52,18 +48,27 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let observed = observe::observe(&ctx, &service, &owner).await;
     let mut routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
-    // First of all: a spec that is refused below must not keep a route open.
-    apply::withdraw(&ctx, &owner, &edge).await?;
+    // First of all: a spec that is refused below must not keep a route open. What
+    // is served cannot be judged before all of Traefik's kinds are in the caches.
+    if observed.has_traefik || service.spec.expose.is_empty() {
+        apply::withdraw(&ctx, &owner, &edge).await?;
+        apply::fence(&ctx, &owner, &edge, observed.edge_errors.as_ref()).await?;
+    }
     let validated = validate::validate(&service, &observed);
-    if let Some(reason) = paused(&service) {
-        if let Ok(Validated { peers: Some(peers), .. }) = &validated {
-            apply::protect(&ctx, &owner, &build::access::network_policy(&owner, peers)).await?;
+    let paused = paused(&service);
+    if paused.is_some() || validated.is_err() {
+        // Nor may it leave the pods open.
+        if let Some(peers) = validate::access::peers(&service, &observed) {
+            apply::protect(&ctx, &owner, &build::access::network_policy(&owner, &peers)).await?;
         }
-        return Ok(status::paused(&service, &routes, reason));
+    }
+    let untouched = Untouched { ctx: &ctx, owner: &owner, service: &service, routes: &routes };
+    if let Some(reason) = paused {
+        return Ok(untouched.paused(reason));
     }
     let validated = match validated {
         Ok(validated) => validated,
-        Err(invalid) => return Ok(stalled(&service, &routes, Reason::Invalid, &invalid)),
+        Err(invalid) => return Ok(untouched.refused(&invalid)),
     };
     let config = match &validated.workload {
         Some(workload) => references::stamp(&ctx, &owner, &service, workload).await?,
@@ -73,18 +78,16 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let desired = build::build(&owner, &service, &validated, edge, edge_errors, config.as_ref());
     let applied = match apply::apply(&ctx, &owner, &desired, observed.has_traefik).await {
         Ok(applied) => applied,
-        Err(error @ Error::NameConflict { .. }) => {
-            return Ok(Outcome {
-                requeue: Some(CONFLICT),
-                ..stalled(&service, &routes, Reason::NameConflict, &error)
-            });
-        }
         // No failure: the cache is about to lose it too.
         Err(Error::OwnerGone { .. }) => return Ok(deleted(&service)),
+        // They may last, and meanwhile the pods live on.
+        Err(error @ (Error::NameConflict { .. } | Error::Remains { .. })) => {
+            return Ok(untouched.refused(&error));
+        }
         Err(error) => return Err(error),
     };
     let again = evidence::gather(&ctx, &service, &owner, &desired.edge, &mut routes).await;
-    let outcome = status::outcome(&ctx, &owner, &service, &validated, &routes, &applied);
+    let outcome = status::outcome(&ctx, &owner, &validated, &routes, &applied);
     Ok(Outcome { requeue: again.or(outcome.requeue), ..outcome })
 }
 
@@ -100,18 +103,4 @@ fn paused(service: &Service) -> Option<Reason> {
         return Some(Reason::Suspended);
     }
     is_ignored(service).then_some(Reason::Ignored)
-}
-
-/// Nothing was written but what had to be withdrawn: the last status, without
-/// the addresses of routes that are no longer served.
-fn stalled(
-    service: &Service,
-    routes: &Routes,
-    reason: Reason,
-    cause: &dyn Display,
-) -> Outcome<ServiceStatus> {
-    let status = status::last(service, routes);
-    let mut findings = vec![Finding::stalled(types::READY, reason, cause.to_string())];
-    findings.extend(Some(routes.finding()).filter(|finding| finding.state != State::Good));
-    Outcome::new(status, findings)
 }

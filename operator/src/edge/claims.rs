@@ -11,6 +11,8 @@ use peristyle_crds::{
     v1alpha1::{EdgeClass, EdgeClassSpec, Service, service::Expose},
 };
 
+use super::standing::{Standing, Way};
+
 /// A Service by namespace and name.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ServiceKey {
@@ -54,6 +56,18 @@ pub enum Refusal {
         /// The owner, if the reader may know it.
         owner: Option<String>,
     },
+    /// Routes of somebody who does not have it any more still stand. Calls would
+    /// go to either, and be let in by the rules of the other.
+    #[error("host {host:?} is still answered by {}", route.as_ref().map_or_else(
+        || "a route in another namespace; wait until it is gone".to_owned(),
+        |route| format!("IngressRoute {route} of another Service, or one that is gone; wait until it is gone, or delete it"),
+    ))]
+    Standing {
+        /// The host.
+        host: String,
+        /// The route, if the reader may know it.
+        route: Option<String>,
+    },
 }
 
 /// A route's hosts and what is wrong with some of them.
@@ -73,32 +87,31 @@ pub struct Claims<'a> {
     classes: Vec<&'a EdgeClass>,
     namespaces: HashMap<&'a str, BTreeMap<String, String>>,
     owners: HashMap<(String, String), ServiceKey>,
+    standing: Standing,
 }
 
 impl<'a> Claims<'a> {
-    /// [`Self::settle_held`] where nobody holds a host yet.
+    /// [`Self::settle_held`] where no route stands yet.
     #[must_use]
     pub fn settle(
         services: impl IntoIterator<Item = &'a Service>,
         classes: impl IntoIterator<Item = &'a EdgeClass>,
         namespaces: impl IntoIterator<Item = &'a PartialObjectMeta<Namespace>>,
     ) -> Self {
-        Self::settle_held(services, classes, namespaces, |_, _, _| false)
+        Self::settle_held(services, classes, namespaces, Standing::default())
     }
 
-    /// Settles the claims of all Services. Who holds a host keeps it; else the
-    /// oldest Service has it, of equals the one with the smaller UID. `holds`:
-    /// whether a route of the Service for the host exists. It is asked of
-    /// contested hosts only.
+    /// Settles the claims of all Services. Who has a route for a host keeps it;
+    /// else the oldest Service has it, of equals the one with the smaller UID.
+    /// Nobody is granted a host before the routes of all others are gone.
     #[must_use]
     pub fn settle_held(
         services: impl IntoIterator<Item = &'a Service>,
         classes: impl IntoIterator<Item = &'a EdgeClass>,
         namespaces: impl IntoIterator<Item = &'a PartialObjectMeta<Namespace>>,
-        holds: impl Fn(&Service, &Expose, &str) -> bool,
+        standing: Standing,
     ) -> Self {
-        // The claim that each owner won by, to ask whether it holds.
-        let mut won: HashMap<(String, String), (&Service, &Expose)> = HashMap::new();
+        let mut won: HashMap<(String, String), &Service> = HashMap::new();
         let mut claims = Self {
             classes: classes.into_iter().collect(),
             namespaces: namespaces
@@ -106,6 +119,7 @@ impl<'a> Claims<'a> {
                 .filter_map(|n| Some((n.metadata.name.as_deref()?, n.labels().clone())))
                 .collect(),
             owners: HashMap::new(),
+            standing,
         };
         let mut services: Vec<&Service> =
             services.into_iter().filter(|service| !service.spec.expose.is_empty()).collect();
@@ -120,16 +134,15 @@ impl<'a> Claims<'a> {
                         continue;
                     }
                     let key = (class.name_any(), host);
+                    let holds = |service: &Service| claims.standing.is_held_by(&key.0, &key.1, service);
                     let is_won = match won.get(&key) {
                         None => true,
-                        Some((owner, _)) if ServiceKey::of(owner) == ServiceKey::of(service) => false,
-                        Some((owner, claim)) => {
-                            holds(service, expose, &key.1) && !holds(owner, claim, &key.1)
-                        }
+                        Some(owner) if ServiceKey::of(owner) == ServiceKey::of(service) => false,
+                        Some(owner) => holds(service) && !holds(owner),
                     };
                     if is_won {
                         claims.owners.insert(key.clone(), ServiceKey::of(service));
-                        won.insert(key, (service, expose));
+                        won.insert(key, service);
                     }
                 }
             }
@@ -166,12 +179,28 @@ impl<'a> Claims<'a> {
                     owner: (owner.namespace == me.namespace).then(|| format!("Service {}", owner.name)),
                     host,
                 }),
-                _ => hosts.granted.push(host),
+                _ => match self.standing.before(&class.name_any(), &host, service) {
+                    Some(Way { namespace, name, .. }) => hosts.refused.push(Refusal::Standing {
+                        route: (*namespace == me.namespace).then(|| name.clone()),
+                        host,
+                    }),
+                    None => hosts.granted.push(host),
+                },
             }
         }
         hosts.granted.sort();
         hosts.granted.dedup();
         Ok(hosts)
+    }
+
+    /// Whether `service` asks for `host`, whatever class is to serve it.
+    #[must_use]
+    pub fn wants(classes: &[impl AsRef<EdgeClass>], service: &Service, host: &str) -> bool {
+        service.spec.expose.iter().any(|expose| {
+            expose.hosts.iter().any(|wanted| wanted == host)
+                || expose.hosts.is_empty()
+                    && classes.iter().any(|class| template(&class.as_ref().spec, service) == host)
+        })
     }
 
     fn wanted(&self, service: &Service, expose: &Expose) -> Result<(&'a EdgeClass, Vec<String>), ClassError> {
@@ -218,7 +247,10 @@ fn created(service: &Service) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::edge::traefik::objects::IngressRoute;
 
     fn class() -> EdgeClass {
         serde_json::from_value(serde_json::json!({
@@ -267,6 +299,29 @@ mod tests {
         assert!(hosts(&services, 0).granted.is_empty());
     }
 
+    fn fence(uid: &str, namespace: &str) -> Arc<IngressRoute> {
+        Arc::new(
+            serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "namespace": namespace, "name": "f", "labels": {"peristyle.dev/edge": "public"},
+                    "ownerReferences": [{"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "name": "x", "uid": uid, "controller": true}]
+                },
+                "spec": {"routes": [{"match": "Host(`w.shop.test`)"}]}
+            }))
+            .unwrap(),
+        )
+    }
+
+    /// Names of those that are granted `w.shop.test` while these routes stand.
+    fn owners(services: &[Service], routes: &[Arc<IngressRoute>]) -> String {
+        let (classes, namespaces) = ([class()], [namespace("a", "shop")]);
+        let claims = Claims::settle_held(services, &classes, &namespaces, Standing::of(routes));
+        let granted =
+            |service: &&Service| !claims.hosts(service, &service.spec.expose[0]).unwrap().granted.is_empty();
+        let owners: Vec<String> = services.iter().filter(granted).map(ResourceExt::name_any).collect();
+        owners.join(" ")
+    }
+
     #[test]
     fn an_older_service_cannot_take_a_host_that_is_held() {
         let services = [
@@ -274,17 +329,39 @@ mod tests {
             service("a", "older", "2026-01-01T00:00:00Z", &["w.shop.test"]),
             service("a", "oldest", "2025-01-01T00:00:00Z", &["w.shop.test"]),
         ];
+        let owner = |holder: &str| owners(&services, &[fence(&format!("a-{holder}"), "a")]);
+        assert_eq!([owner("held"), owner("older")], ["held", "older"]);
+        assert_eq!(owners(&services, &[]), "oldest");
+    }
+
+    #[test]
+    fn nobody_gets_a_host_before_the_routes_of_who_had_it_are_gone() {
+        let services = [
+            service("a", "heir", "2026-01-02T00:00:00Z", &["w.shop.test"]),
+            service("a", "moved", "2026-01-01T00:00:00Z", &["other.shop.test"]),
+        ];
+        let heir = |routes: &[Arc<IngressRoute>]| owners(&services[..1], routes);
+        assert_eq!(heir(&[]), "heir");
+        assert_eq!(heir(&[fence("a-heir", "a")]), "heir");
+        assert_eq!(heir(&[fence("of the one before", "a")]), "", "deleted, and not collected yet");
+        assert_eq!(heir(&[fence("a-heir", "a"), fence("of the one before", "a")]), "");
+        assert_eq!(owners(&services, &[fence("a-moved", "a")]), "moved", "which has not given it up yet");
+        let mut orphan = IngressRoute::clone(&fence("", "b"));
+        orphan.metadata.owner_references = None;
+        assert_eq!(heir(&[Arc::new(orphan.clone())]), "", "it has lost its owner");
+
         let (classes, namespaces) = ([class()], [namespace("a", "shop")]);
-        let owner = |holder: &str| {
-            let holds = |service: &Service, _: &Expose, _: &str| service.name_any() == holder;
-            let claims = Claims::settle_held(&services, &classes, &namespaces, holds);
-            let granted = |service: &&Service| {
-                !claims.hosts(service, &service.spec.expose[0]).unwrap().granted.is_empty()
-            };
-            let owners: Vec<String> = services.iter().filter(granted).map(ResourceExt::name_any).collect();
-            owners.join(" ")
+        let message = |route: IngressRoute| {
+            let standing = Standing::of(&[Arc::new(route)]);
+            let claims = Claims::settle_held(&services, &classes, &namespaces, standing);
+            claims.hosts(&services[0], &services[0].spec.expose[0]).unwrap().refused[0].to_string()
         };
-        assert_eq!([owner("held"), owner("older"), owner("nobody")], ["held", "older", "oldest"]);
+        assert_eq!(
+            message(orphan.clone()),
+            "host \"w.shop.test\" is still answered by a route in another namespace; wait until it is gone"
+        );
+        orphan.metadata.namespace = Some("a".to_owned());
+        assert!(message(orphan).contains("IngressRoute f "), "its own namespace may know");
     }
 
     #[test]

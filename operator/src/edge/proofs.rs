@@ -10,7 +10,7 @@ use futures::{StreamExt, stream::BoxStream};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::claims::ServiceKey;
+use super::{claims::ServiceKey, patience::Patience};
 
 /// Changes that a slow controller may be behind; older ones are told by the
 /// next look at everything.
@@ -41,6 +41,8 @@ pub struct Proof {
 /// What is known of the routes of one Service.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Known {
+    /// UID of the Service: nothing of it is proved of another of its name.
+    pub uid: String,
     /// The objects that this was seen with; others must be looked at anew.
     pub mark: String,
     /// For each protected host.
@@ -54,21 +56,27 @@ pub struct Known {
 /// What is known of all routes.
 #[derive(Debug)]
 pub struct Proofs {
+    /// How long edges may take to answer.
+    pub patience: Patience,
     services: Mutex<HashMap<ServiceKey, Known>>,
     changes: broadcast::Sender<ServiceKey>,
 }
 
 impl Default for Proofs {
     fn default() -> Self {
-        Self { services: Mutex::default(), changes: broadcast::channel(BUFFER).0 }
+        Self {
+            patience: Patience::default(),
+            services: Mutex::default(),
+            changes: broadcast::channel(BUFFER).0,
+        }
     }
 }
 
 impl Proofs {
-    /// What is known of the routes of a Service.
+    /// What is known of the routes of the Service with this UID.
     #[must_use]
-    pub fn of(&self, service: &ServiceKey) -> Option<Known> {
-        self.lock().get(service).cloned()
+    pub fn of(&self, service: &ServiceKey, uid: &str) -> Option<Known> {
+        self.lock().get(service).filter(|known| known.uid == uid).cloned()
     }
 
     /// Replaces what is known; `None` when nothing of it is published any more.
@@ -87,11 +95,18 @@ impl Proofs {
         }
     }
 
-    /// The proofs of all routes that enforce the rules of this hash.
+    /// Forgets all Services but those that exist, by UID.
+    pub fn retain(&self, exists: impl Fn(&ServiceKey, &str) -> bool) {
+        self.lock().retain(|service, known| exists(service, &known.uid));
+    }
+
+    /// The proofs of all routes that enforce the rules of this hash, of Services
+    /// that exist.
     #[must_use]
-    pub fn of_rules(&self, hash: &str) -> Vec<Proof> {
+    pub fn of_rules(&self, hash: &str, exists: impl Fn(&ServiceKey, &str) -> bool) -> Vec<Proof> {
         let services = self.lock();
-        let proofs = services.values().flat_map(|known| &known.proofs);
+        let present = services.iter().filter(|(service, known)| exists(service, &known.uid));
+        let proofs = present.flat_map(|(_, known)| &known.proofs);
         proofs.filter(|proof| proof.hash == hash).cloned().collect()
     }
 
@@ -137,11 +152,23 @@ mod tests {
     #[test]
     fn proofs_count_for_the_rules_that_they_were_seen_with() {
         let proofs = Proofs::default();
+        let of = |hash: &str| proofs.of_rules(hash, |_, _| true).len();
         proofs.replace(&key("a"), Some(known("1", Verdict::Refused)));
         proofs.replace(&key("b"), Some(known("2", Verdict::LetIn("200".to_owned()))));
-        assert_eq!(proofs.of_rules("1").len(), 1);
-        assert!(proofs.of_rules("3").is_empty());
+        assert_eq!((of("1"), of("3")), (1, 0));
         proofs.replace(&key("a"), None);
-        assert!(proofs.of_rules("1").is_empty());
+        assert_eq!(of("1"), 0);
+    }
+
+    #[test]
+    fn nothing_is_proved_of_a_service_by_what_was_seen_of_one_before_it() {
+        let proofs = Proofs::default();
+        let seen = Known { uid: "old".to_owned(), ..known("1", Verdict::Refused) };
+        proofs.replace(&key("a"), Some(seen));
+        let is_new = |_: &ServiceKey, uid: &str| uid == "new";
+        assert!(proofs.of_rules("1", is_new).is_empty() && proofs.of(&key("a"), "new").is_none());
+        assert!(proofs.of(&key("a"), "old").is_some());
+        proofs.retain(is_new);
+        assert!(proofs.of(&key("a"), "old").is_none(), "it is kept for ever");
     }
 }

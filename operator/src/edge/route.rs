@@ -11,6 +11,8 @@ pub enum RouteProtection {
     Unknown {
         /// Hash of the compiled policy.
         hash: String,
+        /// Where decisions are made.
+        decisions_url: String,
     },
     /// A policy targets it and its rules are not live.
     Pending {
@@ -70,14 +72,10 @@ impl Guard {
             }
             // Only the very guard that was live: it may not be put before another route.
             (
-                RouteProtection::Changing { hash, decisions_url, .. },
+                RouteProtection::Changing { hash, decisions_url, .. }
+                | RouteProtection::Unknown { hash, decisions_url },
                 Some(serving @ Self::Decided { hash: served, decisions_url: asked }),
             ) if hash == served && decisions_url == asked => serving.clone(),
-            (RouteProtection::Unknown { hash }, Some(serving @ Self::Decided { hash: served, .. }))
-                if hash == served =>
-            {
-                serving.clone()
-            }
             _ => Self::Withheld,
         }
     }
@@ -137,20 +135,28 @@ pub enum RoutePath {
 }
 
 impl RoutePath {
-    /// Accepts paths of letters, digits and `/._~-`.
+    /// Accepts paths of letters, digits and `/._~-` in the form to which the
+    /// edge cleans those of requests.
     ///
     /// # Errors
     /// When the path is anything else, or neither prefix nor exact is set.
     pub fn parse(path: &PathMatch) -> Result<Self, Unsafe> {
         let checked = |text: &str| {
             let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._~-".contains(&b);
-            if text.starts_with('/') && text.bytes().all(is_plain) {
+            let is_clean = |path: &str| {
+                let segments: Vec<&str> = path.split('/').collect();
+                // A slash at the end leaves an empty one.
+                let (last, inner) = segments.split_last().unwrap_or((&"", &[]));
+                let is_dots = |segment: &&str| matches!(*segment, "." | "..");
+                !is_dots(last) && !inner.iter().any(|segment| segment.is_empty() || is_dots(segment))
+            };
+            if text.strip_prefix('/').is_some_and(is_clean) && text.bytes().all(is_plain) {
                 return Ok(text.to_owned());
             }
             Err(Unsafe {
                 what: "path",
                 text: text.to_owned(),
-                allowed: "a leading '/', then letters, digits and /._~-",
+                allowed: "a leading '/', then letters, digits and /._~-, without empty, '.' and '..' segments",
             })
         };
         match (&path.prefix, &path.exact) {
@@ -191,16 +197,19 @@ impl RoutePath {
 }
 
 /// What is spoken behind the route.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Speaks {
     /// gRPC over HTTP/2 without TLS.
+    #[default]
     Grpc,
     /// HTTP/1.1.
     Http,
 }
 
 /// Where requests go: a port of the core Service that carries the object's name.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// By default nowhere, as for a route that is withheld; its fence then answers
+/// gRPC calls too.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Backend {
     /// Name of the core Service.
     pub service: String,

@@ -13,7 +13,7 @@ pub mod readback;
 pub mod rule;
 
 use kube::ResourceExt;
-use peristyle_crds::names::POLICY_HASH_ANNOTATION;
+use peristyle_crds::names::{EDGE_LABEL, POLICY_HASH_ANNOTATION};
 
 use crate::edge::route::Guard;
 use objects::{IngressRoute, Middleware, ServersTransport};
@@ -55,9 +55,9 @@ impl Edge {
     }
 
     /// Whether `live` may let in requests that the rendered routes would not:
-    /// it is not rendered at all, hangs elsewhere, leads elsewhere, or lacks a
-    /// middleware that all routers of its rendered form pass. Such a route is
-    /// withdrawn before anything else is done.
+    /// it is not rendered at all, hangs elsewhere, leads elsewhere, matches
+    /// more, or lacks a middleware that all routers of its rendered form pass.
+    /// Such a route is withdrawn before anything else is done.
     #[must_use]
     pub fn is_stricter_than(&self, live: &IngressRoute) -> bool {
         let Some(wanted) = self.routes().find(|route| route.name_any() == live.name_any()) else {
@@ -71,6 +71,11 @@ impl Edge {
         };
         // Routers of a root all lead to the same, and nothing stands before them.
         let is_root = wanted.spec.parent_refs.is_empty();
+        // A fence leads to a refusal: one that matches more only refuses more.
+        let is_way_in = is_root && first.services.is_empty();
+        if is_way_in && is_wider(live, wanted) {
+            return true;
+        }
         let shared = first.middlewares.iter().filter(|middleware| {
             wanted.spec.routes.iter().all(|router| router.middlewares.contains(middleware))
         });
@@ -80,6 +85,19 @@ impl Edge {
                 || shared.iter().any(|middleware| !router.middlewares.contains(middleware))
         })
     }
+}
+
+/// Whether `live` is loaded by another edge, listens elsewhere or matches other
+/// requests than `wanted`.
+fn is_wider(live: &IngressRoute, wanted: &IngressRoute) -> bool {
+    let (here, there) = (&live.spec, &wanted.spec);
+    // Rules narrow the host by one condition after the other.
+    let covers = |wide: &str, rule: &str| {
+        rule.strip_prefix(wide).is_some_and(|rest| rest.is_empty() || rest.starts_with(" && "))
+    };
+    live.labels().get(EDGE_LABEL) != wanted.labels().get(EDGE_LABEL)
+        || !here.entry_points.iter().all(|point| there.entry_points.contains(point))
+        || !here.routes.iter().all(|router| there.routes.iter().any(|kept| covers(&kept.rule, &router.rule)))
 }
 
 /// What protects the route whose objects are `parent` and `authn`, if that is

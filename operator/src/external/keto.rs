@@ -138,12 +138,19 @@ impl Keto {
         Ok(loaded.namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
 
-    /// Every tuple of `namespace`, each once; Keto stores copies.
+    /// Those of `known` that Keto stores in `namespace`, each once; Keto stores
+    /// copies. Applications may keep any number of others there: of them no
+    /// more than a page is ever held.
     ///
     /// # Errors
     /// When the read API at `base` does not answer as it should.
-    pub async fn tuples(&self, base: &str, namespace: &str) -> Result<BTreeSet<Tuple>, Error> {
-        let mut tuples = BTreeSet::new();
+    pub async fn stored(
+        &self,
+        base: &str,
+        namespace: &str,
+        known: &BTreeSet<Tuple>,
+    ) -> Result<BTreeSet<Tuple>, Error> {
+        let mut stored = BTreeSet::new();
         let mut token = String::new();
         loop {
             let mut query = vec![("namespace", namespace), ("page_size", PAGE)];
@@ -153,10 +160,11 @@ impl Keto {
             let url = address(base, "/relation-tuples", &query)?;
             let answer = send(Method::GET, &url, self.client.get(url.clone()), StatusCode::OK).await?;
             let page: Page = answer.json().await.map_err(|e| failed(&Method::GET, url.as_str(), e))?;
-            tuples.extend(page.relation_tuples.into_iter().map(Tuple::from));
+            let tuples = page.relation_tuples.into_iter().map(Tuple::from);
+            stored.extend(tuples.filter(|tuple| known.contains(tuple)));
             token = page.next_page_token;
             if token.is_empty() {
-                return Ok(tuples);
+                return Ok(stored);
             }
         }
     }

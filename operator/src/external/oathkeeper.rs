@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use reqwest::{Client, Method, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::http::{Error, failed, unexpected};
 use crate::auth::{
@@ -17,6 +17,12 @@ const PAGE: usize = 500;
 #[derive(Deserialize)]
 struct Listed {
     id: String,
+}
+
+/// Public keys; what they are is the verifiers' matter.
+#[derive(Deserialize)]
+struct Published {
+    keys: Vec<IgnoredAny>,
 }
 
 /// Client of the API port.
@@ -53,6 +59,27 @@ impl Oathkeeper {
             }
         }
         Ok(ids)
+    }
+
+    /// Whether the pod at `base` has a key to sign tokens for workloads with:
+    /// without one every protected call fails.
+    ///
+    /// # Errors
+    /// When the pod does not answer, or publishes no key.
+    #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = "GET /.well-known/jwks.json", peer.service = "oathkeeper"))]
+    pub async fn signs(&self, base: &str) -> Result<(), Error> {
+        let url = format!("{base}/.well-known/jwks.json");
+        let failed = |error| failed(&Method::GET, &url, error);
+        let answer = self.0.get(&url).send().await.map_err(failed)?;
+        let status = answer.status();
+        if status != StatusCode::OK {
+            return Err(unexpected(&Method::GET, &url, answer).await);
+        }
+        let published: Published = answer.json().await.map_err(failed)?;
+        if published.keys.is_empty() {
+            return Err(Error::Status { method: Method::GET, url, status, body: "no key".to_owned() });
+        }
+        Ok(())
     }
 
     /// Whether the pod at `base` decides: the sentinel rule is asked once per

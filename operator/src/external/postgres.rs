@@ -2,31 +2,36 @@
 
 mod catalog;
 mod error;
+mod link;
 mod provision;
 mod removal;
 mod servers;
 mod sqlstate;
 
 pub use error::{Error, Refusal};
-pub use provision::{Provisioned, check_login, open_login, provision, retire_login};
+pub use provision::{Left, Provisioned, check_login, open_login, provision, retire_login};
 pub use removal::{Trash, drop_database, empty_trash, trash_database};
-pub use servers::{Servers, Session};
+pub use servers::{Servers, Session, Turn};
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime::Handle,
+    sync::OwnedSemaphorePermit,
+};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row, config::SslMode, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_util::task::AbortOnDropHandle;
 
+use self::{
+    link::{Interrupted, Link},
+    servers::Server,
+};
 use crate::{fence::Fence, retry::CALL_DEADLINE, sql::Statement};
 
 /// Start-up options win over what a database's owner or a role's owner sets
@@ -35,6 +40,9 @@ const PINNED: &str = "-c search_path=pg_catalog -c role=none -c local_preload_li
     -c default_transaction_read_only=off -c statement_timeout=60s -c lock_timeout=5s \
     -c idle_in_transaction_session_timeout=60s -c standard_conforming_strings=on \
     -c synchronous_commit=on -c row_security=off -c client_min_messages=warning";
+/// A statement ends with its client, also when that was killed. An older server
+/// refuses a connection that sends it.
+const PINNED_FROM_14: &str = " -c client_connection_check_interval=1s";
 /// An older server refuses a connection that sends it.
 const PINNED_FROM_17: &str = " -c transaction_timeout=0";
 
@@ -87,13 +95,15 @@ pub struct Target {
     pub admin: Login,
 }
 
-/// One session; ends when dropped.
+/// One session. It ends when dropped, and with it the statement that it runs.
 pub struct Connection {
-    client: Client,
+    /// Always there, until the end.
+    link: Option<Link>,
     ineffective: Arc<Mutex<Option<String>>>,
-    driver: AbortOnDropHandle<()>,
     /// Statements run only while it is open; none in tools and tests.
     fence: Option<Fence>,
+    /// Where failures are counted that concern all of the server.
+    server: Option<Arc<Server>>,
 }
 
 impl Connection {
@@ -111,8 +121,10 @@ impl Connection {
     ) -> Result<Self, Error> {
         let mut config = tokio_postgres::Config::new();
         let mut options = PINNED.to_owned();
-        if major >= 17 {
-            options.push_str(PINNED_FROM_17);
+        for (from, more) in [(14, PINNED_FROM_14), (17, PINNED_FROM_17)] {
+            if major >= from {
+                options.push_str(more);
+            }
         }
         config
             .host(&endpoint.host)
@@ -128,14 +140,14 @@ impl Connection {
                     let connecting = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
                     let (client, connection) =
                         connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
-                    Self::drive(client, connection)
+                    Self::drive(client, connection, tls.clone())
                 }
                 Tls::VerifyFull { authorities } => {
-                    let tls = MakeRustlsConnect::new(client_config(authorities)?);
-                    let connecting = config.ssl_mode(SslMode::Require).connect(tls).await;
+                    let connector = MakeRustlsConnect::new(client_config(authorities)?);
+                    let connecting = config.ssl_mode(SslMode::Require).connect(connector).await;
                     let (client, connection) =
                         connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
-                    Self::drive(client, connection)
+                    Self::drive(client, connection, tls.clone())
                 }
             })
         };
@@ -146,7 +158,7 @@ impl Connection {
 
     /// Reads the connection until it ends and keeps what must not be missed:
     /// a GRANT or REVOKE without effect reports success and a warning.
-    fn drive<S, T>(client: Client, mut connection: tokio_postgres::Connection<S, T>) -> Self
+    fn drive<S, T>(client: Client, mut connection: tokio_postgres::Connection<S, T>, tls: Tls) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -163,31 +175,36 @@ impl Connection {
                 }
             }
         });
-        Self { client, ineffective, driver: AbortOnDropHandle::new(driver), fence: None }
+        let link = Link { client, driver, tls, permit: None, running: Mutex::default() };
+        Self { link: Some(link), ineffective, fence: None, server: None }
     }
 
-    /// Runs one message. After an error the connection must not be used again.
+    /// Binds it to what counts for its server: its connections, its failures,
+    /// and whether anything may be written.
+    fn count(&mut self, server: &Arc<Server>, permit: &Arc<OwnedSemaphorePermit>) {
+        self.fence.clone_from(&server.fence);
+        self.server = Some(server.clone());
+        if let Some(link) = &mut self.link {
+            link.permit = Some(permit.clone());
+        }
+    }
+
+    /// Runs one message. After an error in a transaction only `ROLLBACK` may follow.
     ///
     /// # Errors
     /// [`Error::Statement`] with the SQLSTATE, and without one when this
-    /// replica does not lead; [`Error::NoEffect`] when the server only warned
-    /// that a grant did nothing.
+    /// replica does not lead; [`Error::Unreachable`] when the whole server
+    /// failed; [`Error::NoEffect`] when the server only warned that a grant did
+    /// nothing.
     #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = statement.step(), peer.service = "postgresql"))]
     pub async fn execute(&self, statement: &Statement) -> Result<(), Error> {
         tracing::debug!(step = statement.step(), %statement, "executing");
-        let _passage = match self.fence.as_ref().map(Fence::pass).transpose() {
-            Ok(passage) => passage,
-            Err(not_leading) => return Err(Error::not_sent(statement.step(), not_leading)),
-        };
-        let running = self.client.batch_execute(statement.expose());
-        // What takes longer, such as the copy of a template, goes on at the server
-        // and is found done, or begun, by the next pass.
-        match tokio::time::timeout(CALL_DEADLINE, running).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Error::statement(statement.step(), statement.is_secret(), &error)),
-            Err(_) => return Err(Error::statement_timeout(statement.step())),
-        }
-        match self.ineffective.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        drop(self.ineffective());
+        let link = self.link()?;
+        let call = link.client.batch_execute(statement.expose());
+        let done = link.run(self.fence.as_ref(), statement.patience(), call).await;
+        done.map_err(|why| self.failure(statement.step(), statement.is_secret(), &why))?;
+        match self.ineffective() {
             None => Ok(()),
             Some(message) => Err(Error::NoEffect { step: statement.step(), message }),
         }
@@ -196,22 +213,53 @@ impl Connection {
     /// Reads the catalog.
     ///
     /// # Errors
-    /// [`Error::Statement`] with the SQLSTATE.
+    /// As [`Connection::execute`].
     #[tracing::instrument(name = "call", skip_all, fields(otel.kind = "client", otel.name = "read the catalog", peer.service = "postgresql"))]
     async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        const STEP: &str = "read the catalog";
-        match tokio::time::timeout(CALL_DEADLINE, self.client.query(sql, parameters)).await {
-            Ok(result) => result.map_err(|error| Error::statement(STEP, false, &error)),
-            Err(_) => Err(Error::statement_timeout(STEP)),
+        let link = self.link()?;
+        let rows = link.run(None, CALL_DEADLINE, link.client.query(sql, parameters)).await;
+        rows.map_err(|why| self.failure("read the catalog", false, &why))
+    }
+
+    fn link(&self) -> Result<&Link, Error> {
+        self.link.as_ref().ok_or_else(|| Error::Catalog("the connection has ended".to_owned()))
+    }
+
+    /// The last warning that a grant did nothing, once.
+    fn ineffective(&self) -> Option<String> {
+        self.ineffective.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn failure(&self, step: &'static str, is_secret: bool, why: &Interrupted) -> Error {
+        let (error, is_servers) = match why {
+            Interrupted::NotLeading(cause) => (Error::not_sent(step, *cause), false),
+            Interrupted::Late => (Error::statement_timeout(step), true),
+            Interrupted::Failed(cause) => {
+                let is_servers = cause.code().is_none_or(|code| sqlstate::is_of_the_server(code.code()));
+                (Error::statement(step, is_secret, cause), is_servers)
+            }
+        };
+        match &self.server {
+            Some(server) if is_servers => server.fail(error.to_string()),
+            _ => error,
         }
     }
 
-    /// Says goodbye and waits until the server has heard it, so that the next
+    /// Ends it and waits until the server has heard it, so that the next
     /// connection does not find this one still counted.
-    pub async fn close(self) {
-        drop(self.client);
-        // Late or broken: dropping the driver ends the connection all the same.
-        drop(tokio::time::timeout(Duration::from_secs(2), self.driver).await);
+    pub async fn close(mut self) {
+        if let Some(link) = self.link.take() {
+            // A task: it goes on to its end also when nobody waits any more.
+            drop(tokio::spawn(link.end()).await);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let (Some(link), Ok(runtime)) = (self.link.take(), Handle::try_current()) {
+            runtime.spawn(link.end());
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use reqwest::{Client, Method, Response, redirect::Policy};
 use super::http::{Error, failed};
 use crate::{
     auth::{matches::word, witness::Witness},
+    commands::edge_errors::is_refusal,
     edge::proofs::Verdict,
 };
 
@@ -132,7 +133,7 @@ fn judge(witness: &Witness, answer: &Answer) -> Verdict {
     match (witness.is_grpc, witness.status) {
         (true, 401) if token => Verdict::Refused,
         (true, 403) if nobody => Verdict::Refused,
-        (true, _) if token || nobody || matches!(status, "" | "14") => {
+        (true, _) if matches!(status, "" | "14") || is_refusal(status, message) => {
             Verdict::Unproven(format!("{path} without a token: {} {status} {message}", answer.status))
         }
         (true, _) => Verdict::LetIn(format!("{path} without a token: grpc-status {status} {message}")),
@@ -159,6 +160,9 @@ mod tests {
     #[case::answered(true, 401, 200, "0 ", "let in")]
     #[case::unknown_method_of_a_workload(true, 403, 200, "12 ", "let in")]
     #[case::fence(true, 401, 200, "14 route unavailable", "unproven")]
+    #[case::edge_is_too_slow(true, 401, 200, "4 request timed out", "unproven")]
+    #[case::edge_limits(true, 401, 200, "8 too many requests", "unproven")]
+    #[case::workload_is_too_slow(true, 401, 200, "4 too slow", "let in")]
     #[case::error_backend_down(true, 401, 200, "", "unproven")]
     #[case::no_router(true, 401, 404, "", "unproven")]
     #[case::http_token(false, 401, 401, "", "refused")]

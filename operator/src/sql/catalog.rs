@@ -97,6 +97,8 @@ pub struct Database {
     pub comment: Option<String>,
     /// Grantee and privilege.
     pub grants: BTreeSet<(String, String)>,
+    /// Those of `grants` that the grantee may pass on; without the owner's.
+    pub grantable: BTreeSet<(String, String)>,
 }
 
 /// What is seen from the maintenance database.
@@ -123,7 +125,20 @@ pub struct Schemas {
     pub owners: BTreeMap<String, String>,
     /// Schema, grantee, privilege.
     pub grants: BTreeSet<(String, String, String)>,
+    /// Those of `grants` that the grantee may pass on; without the owner's.
+    pub grantable: BTreeSet<(String, String, String)>,
     /// Default privileges of the owner group: schema (`*` for all), type of
     /// object as in `pg_default_acl`, grantee, privilege.
     pub defaults: BTreeSet<(String, String, String, String)>,
+    /// What the owner group has in the schema that is the application's.
+    pub objects: Vec<Object>,
+}
+
+/// A table, view, sequence or function.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Object {
+    /// As in `pg_default_acl`: `r` what is like a table, `S` sequence, `f` function.
+    pub letter: String,
+    /// Its name, a function's with the types of its arguments, as the server quotes it.
+    pub quoted: String,
 }

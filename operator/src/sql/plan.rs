@@ -26,6 +26,8 @@ pub struct Desired {
     pub logins: Vec<Login>,
     /// Whether what a deleted object of the same name left is taken over.
     pub adopts: bool,
+    /// Whether the object says that it has had its database already.
+    pub was_made: bool,
 }
 
 /// A role that can log in.
@@ -47,6 +49,21 @@ pub struct Conflict {
     pub name: String,
     /// Whether a deleted object of this namespace and name left it.
     pub is_retained: bool,
+}
+
+/// Why nothing is planned.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Obstacle {
+    /// The name is taken.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The database that was made is not there any more.
+    #[error(
+        "database {0:?} is gone from the server, and no empty one is made in its place; rename it back or \
+         restore it; to begin with an empty one, delete this Database and create it again, with \
+         spec.adopt: IfMarked if its roles are still on the server"
+    )]
+    Gone(String),
 }
 
 const fn remedy(is_retained: bool) -> &'static str {
@@ -79,6 +96,7 @@ mod tests {
             marker: Marker { uid: "u1".to_owned(), claim: "c1".to_owned() },
             logins: ROLES.map(|role| Login { role, connection_limit: 5 }).into(),
             adopts: false,
+            was_made: false,
         }
     }
 
@@ -116,6 +134,7 @@ mod tests {
                 allows_connections: false,
                 comment: comment.map(ToOwned::to_owned),
                 grants: BTreeSet::new(),
+                grantable: BTreeSet::new(),
             }),
             trashed: None,
             sessions: BTreeMap::new(),
@@ -126,7 +145,7 @@ mod tests {
     fn a_first_run_is_the_verified_sequence() {
         let desired = desired();
         let empty = Catalog::default();
-        let mut statements = database::plan(&desired, &empty).unwrap();
+        let mut statements = database::plan(&desired, &server(false, 150_000), &empty).unwrap();
         statements.extend(schema::plan(&desired, &server(false, 150_000), &fresh()));
         for login in &desired.logins {
             let verifier = Password::generate().verifier();
@@ -148,7 +167,7 @@ mod tests {
     #[test]
     fn a_closed_unmarked_database_of_ours_is_finished_and_any_other_is_not_touched() {
         let ours = unfinished(None);
-        let statements = database::plan(&desired(), &ours).unwrap();
+        let statements = database::plan(&desired(), &server(false, 150_000), &ours).unwrap();
         insta::assert_snapshot!(text(&statements));
 
         let database = ours.database.clone().unwrap();
@@ -158,11 +177,11 @@ mod tests {
             ("with another mark", Database { comment: Some("{}".to_owned()), ..database }),
         ] {
             let catalog = Catalog { database: Some(foreign), ..ours.clone() };
-            assert!(database::plan(&desired(), &catalog).is_err(), "{what}");
+            assert!(database::plan(&desired(), &server(false, 150_000), &catalog).is_err(), "{what}");
             assert!(drop::plan(&desired(), &server(true, 150_000), &catalog).is_empty(), "{what}");
         }
         let nobodys = Catalog { roles: BTreeMap::new(), ..ours };
-        assert!(database::plan(&desired(), &nobodys).is_err(), "without our group");
+        assert!(database::plan(&desired(), &server(false, 150_000), &nobodys).is_err(), "without our group");
     }
 
     #[test]
@@ -181,10 +200,10 @@ mod tests {
         let successor = Desired { marker: Marker { uid: "u2".to_owned(), ..desired().marker }, ..desired() };
         let catalog = unfinished(Some(&desired().marker.comment()));
         assert!(drop::plan(&successor, &server(true, 150_000), &catalog).is_empty());
-        let conflict = database::plan(&successor, &catalog).unwrap_err();
+        let conflict = database::plan(&successor, &server(false, 150_000), &catalog).unwrap_err();
         assert!(conflict.to_string().contains("set spec.adopt to IfMarked"), "{conflict}");
         let adopting = Desired { adopts: true, ..successor };
-        let taken_over = database::plan(&adopting, &catalog).unwrap();
+        let taken_over = database::plan(&adopting, &server(false, 150_000), &catalog).unwrap();
         assert_eq!(taken_over[0].step(), "take over the marks");
         assert!(taken_over[0].to_string().contains("u2"));
     }
@@ -212,13 +231,18 @@ mod tests {
         let database = catalog.database.take().unwrap();
         catalog.trashed = Some(Database { comment: Some(mark), allows_connections: false, ..database });
         assert!(plan(&desired(), &catalog).is_empty(), "a second time");
-        assert!(database::plan(&successor, &catalog).is_err(), "without being asked");
-        let back = database::plan(&Desired { adopts: true, ..successor.clone() }, &catalog).unwrap();
+        assert!(
+            database::plan(&successor, &server(false, 150_000), &catalog).is_err(),
+            "without being asked"
+        );
+        let back =
+            database::plan(&Desired { adopts: true, ..successor.clone() }, &server(false, 150_000), &catalog)
+                .unwrap();
         insta::assert_snapshot!(format!("-- there\n{}\n-- back\n{}", text(&there), text(&back)));
 
         let foreign = Some(Database { comment: None, ..catalog.trashed.clone().unwrap() });
         let catalog = Catalog { trashed: foreign, roles: BTreeMap::new(), ..catalog };
-        let fresh = database::plan(&successor, &catalog).unwrap();
+        let fresh = database::plan(&successor, &server(false, 150_000), &catalog).unwrap();
         assert_eq!(fresh[1].step(), "create the database", "what is not ours is not taken");
     }
 
@@ -259,6 +283,42 @@ mod tests {
         live.defaults.insert(text(["app", "r", "PUBLIC", "SELECT"]));
         live.defaults.insert(text(["*", "S", "other_writer", "USAGE"]));
         insta::assert_yaml_snapshot!(drift::inside(&desired, &server, &live));
+    }
+
+    #[test]
+    fn a_database_that_was_made_and_is_gone_is_not_made_again() {
+        let marker = desired().marker;
+        let group = |comment: String| Role { comment: Some(comment), ..Role::default() };
+        let groups = |marker: &Marker| -> BTreeMap<String, Role> {
+            ROLES
+                .map(|role| (desired().names.group(role).as_str().to_owned(), group(marker.comment())))
+                .into()
+        };
+        let begun = Catalog { roles: groups(&marker), ..Catalog::default() };
+        let first = database::plan(&desired(), &server(false, 150_000), &begun).unwrap();
+        assert!(text(&first).contains("CREATE DATABASE"), "a first run goes on after its groups");
+
+        let bound = Desired { was_made: true, ..desired() };
+        for catalog in [&begun, &Catalog::default()] {
+            let error = database::plan(&bound, &server(false, 150_000), catalog).unwrap_err();
+            assert!(
+                matches!(error, Obstacle::Gone(_)) && error.to_string().contains("restore it"),
+                "{error}"
+            );
+        }
+        let mut renamed = begun;
+        renamed.roles.insert("shop_owner_a".to_owned(), group(marker.comment()));
+        assert!(
+            matches!(database::plan(&desired(), &server(false, 150_000), &renamed), Err(Obstacle::Gone(_))),
+            "a login tells"
+        );
+
+        let other = Marker { uid: "u0".to_owned(), ..marker };
+        let mut left = Catalog { roles: groups(&other), ..Catalog::default() };
+        left.roles.insert("shop_owner_a".to_owned(), group(other.comment()));
+        let adopting = Desired { adopts: true, ..desired() };
+        let fresh = database::plan(&adopting, &server(false, 150_000), &left).unwrap();
+        assert!(text(&fresh).contains("CREATE DATABASE"), "a new object that was told to");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What a tenant may try against the operator's session, and payloads in
 //! everything that becomes text of a statement.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use peristyle::{
-    external::postgres::{drop_database, provision},
-    sql::{marker::Marker, plan::Desired},
+    external::postgres::{check_login, drop_database, open_login, provision, retire_login, trash_database},
+    sql::{Identifier, marker::Marker, password::Password, plan::Desired},
 };
-use peristyle_crds::v1alpha1::database::RoleName;
+use peristyle_crds::v1alpha1::database::{RoleName, Slot};
 
 use super::{assert_works, connect, desired, establish, passwords};
 use crate::server::{ADMINS, Server};
@@ -91,6 +91,12 @@ async fn nothing_that_a_tenant_makes_or_sets_runs_in_or_disturbs_the_operators_s
 
         let found = provision(&session, &desired, None).await.unwrap();
         assert_eq!(found.differences, Vec::<String>::new());
+        for role in [RoleName::Owner, RoleName::Writer] {
+            let endpoint = server.endpoint("127.0.0.1");
+            let answer =
+                check_login(&session, &endpoint, &desired.names, role, Slot::A, &passwords[&role]).await;
+            assert_eq!(answer.unwrap(), Ok(()), "{role:?} with the settings of its own");
+        }
         let fewer = Desired { logins: desired.logins[..2].to_vec(), ..desired.clone() };
         provision(&session, &fewer, None).await.unwrap();
         superuser.batch_execute(&format!("ALTER DATABASE {name} RESET ALL")).await.unwrap();
@@ -119,22 +125,65 @@ async fn a_payload_in_a_name_or_a_mark_changes_no_statements_shape() {
     ];
     for admin in ADMINS {
         let session = server.session(admin).await;
-        let mut shapes = BTreeSet::new();
+        let mut shapes: BTreeMap<&str, BTreeSet<Vec<String>>> = BTreeMap::new();
         for (number, payload) in payloads.iter().enumerate() {
             let name = format!("{payload}{admin:?}{number}").chars().take(40).collect::<String>();
             let name = format!("{name}{number}{admin:?}").chars().take(50).collect::<String>();
             let marker = Marker { uid: format!("{payload}{number}"), claim: (*payload).to_owned() };
             let desired = Desired { marker, ..desired(&name, "uid") };
-            let seen = server.log().len();
             let secrets = passwords();
+            let grantee = Identifier::new(format!("{payload} grantee {number}")).unwrap();
+            let mut seen = server.log().len();
+            let mut told = |step: &'static str| {
+                let log = server.log();
+                let shape = shape(&log[seen..], &desired, &grantee);
+                assert!(!shape.is_empty(), "{step}: nothing was logged");
+                shapes.entry(step).or_default().insert(shape);
+                seen = log.len();
+            };
             establish(&session, &desired, &secrets, None).await.unwrap();
-            shapes.insert(shape(&server.log()[seen..], &desired));
-            assert_works(&server, &desired, &secrets).await;
+            told("create");
             let found = provision(&session, &desired, None).await.unwrap();
             assert_eq!(found.differences, Vec::<String>::new(), "{payload}");
+            told("look");
+            let writer = desired.logins.iter().find(|login| login.role == RoleName::Writer).unwrap();
+            let new = Password::generate();
+            open_login(&session, &desired, &found.catalog, *writer, Slot::B, &new).await.unwrap();
+            retire_login(&session, &desired.names, RoleName::Writer, Slot::A).await.unwrap();
+            told("rotate");
+            open_login(&session, &desired, &found.catalog, *writer, Slot::A, &secrets[&RoleName::Writer])
+                .await
+                .unwrap();
+            assert_works(&server, &desired, &secrets).await;
+
+            let superuser = server.superuser("postgres").await;
+            let grant = format!(
+                "GRANT CONNECT ON DATABASE {} TO {grantee} WITH GRANT OPTION",
+                desired.names.database
+            );
+            for sql in [format!("CREATE ROLE {grantee}"), grant] {
+                superuser.batch_execute(&sql).await.unwrap();
+            }
+            drop(superuser);
+            told("by hand");
+            let found = provision(&session, &desired, None).await.unwrap();
+            let expected = format!("{} has CONNECT on the database", grantee.as_str());
+            assert_eq!((found.differences, found.left), (vec![expected], Vec::new()), "{payload}");
+            told("drift");
+
+            trash_database(&session, &desired, "keeper", None).await.unwrap();
+            told("trash");
+            establish(&session, &desired, &secrets, None).await.unwrap();
+            told("restore");
             drop_database(&session, &desired, None).await.unwrap();
+            told("drop");
+            let superuser = server.superuser("postgres").await;
+            superuser.batch_execute(&format!("DROP ROLE {grantee}")).await.unwrap();
         }
-        assert_eq!(shapes.len(), 1, "the payloads led to different statements: {shapes:#?}");
+        for (step, shapes) in &shapes {
+            let count = shapes.iter().map(Vec::len).collect::<Vec<_>>();
+            assert_eq!(shapes.len(), 1, "{step} led to different statements, {count:?} of them: {shapes:#?}");
+        }
     }
     let left = server.superuser("postgres").await;
     let left = left.query("SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1", &[]);
@@ -142,44 +191,42 @@ async fn a_payload_in_a_name_or_a_mark_changes_no_statements_shape() {
     assert_eq!(left, ["creator", "postgres"]);
 }
 
-/// The statements of `log` with every name and constant that came from outside cut out.
-fn shape(log: &str, desired: &Desired) -> String {
-    // The server indents the lines of a statement but the first.
-    let log = log.replace("\n\t", "\n");
-    let statements: String = log
-        .split("LOG:  ")
-        .filter(|line| line.starts_with("statement: "))
-        .map(|line| line.rsplit_once('\n').map_or(line, |(statement, _)| statement))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let mut text = statements;
+/// Every statement of `log` in its order, with every name and constant that came
+/// from outside cut out. Parameters are no text of a statement.
+fn shape(log: &str, desired: &Desired, grantee: &Identifier) -> Vec<String> {
+    // The server indents the lines of an entry but the first.
+    let entries = log.replace("\n\t", "\u{1}");
+    let statements = entries.lines().filter_map(|entry| {
+        let (_, statement) = entry.split_once("LOG:  ")?;
+        // The name of a prepared statement is a number.
+        let executed = || statement.strip_prefix("execute ")?.split_once(": ").map(|(_, text)| text);
+        statement.strip_prefix("statement: ").or_else(executed)
+    });
     let comment = peristyle::sql::Literal(&desired.marker.comment()).to_string();
-    text = text.replace(comment.trim_start(), "<mark>");
-    // A constant with a backslash is written ` E'…'`.
-    text = text.replace("  ", " ");
-    let names: Vec<_> = desired.names.roles().chain([&desired.names.database]).collect();
-    for name in names {
-        for quoted in
-            [name.to_string(), peristyle::sql::Literal(name.as_str()).to_string().trim_start().to_owned()]
-        {
-            text = text.replace(&quoted, "<name>");
+    let names: Vec<_> =
+        desired.names.roles().chain([&desired.names.database, &desired.names.trash, grantee]).collect();
+    let cut = |statement: &str| {
+        let mut text = statement.replace('\u{1}', "\n").replace(comment.trim_start(), "<mark>");
+        for name in &names {
+            let literal = peristyle::sql::Literal(name.as_str()).to_string();
+            for quoted in [name.to_string(), literal.trim_start().to_owned()] {
+                text = text.replace(&quoted, "<name>");
+            }
         }
-    }
-    // Verifiers have a random salt.
-    text.split("SCRAM-SHA-256$")
-        .enumerate()
-        .map(|(part, text)| if part == 0 { text } else { text.split_once('\'').map_or("", |(_, rest)| rest) })
-        .collect::<Vec<_>>()
-        .join("<verifier>")
-        .lines()
-        .filter(|line| {
-            line.contains("CREATE")
-                || line.contains("ALTER")
-                || line.contains("GRANT")
-                || line.contains("COMMENT")
-                || line.contains("REVOKE")
-        })
-        .map(|line| line.trim_start().replace("  ", " "))
-        .collect::<Vec<_>>()
-        .join("\n")
+        // Verifiers have a random salt, marks of the trash a time; a constant with a backslash is ` E'…'`.
+        let text = up_to_quote(&text, "SCRAM-SHA-256$");
+        up_to_quote(&text, "{\"claim\"").replace(" E'", " '").replace("  ", " ")
+    };
+    statements.map(cut).collect()
+}
+
+/// `text` without what lies between each `start` and the end of its constant.
+fn up_to_quote(text: &str, start: &str) -> String {
+    let mut parts = text.split(start);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        // Within a constant a quote is doubled.
+        let rest = part.replace("''", "").split_once('\'').map_or(String::new(), |(_, rest)| rest.to_owned());
+        text + "<constant>'" + &rest
+    })
 }

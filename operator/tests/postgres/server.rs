@@ -126,7 +126,11 @@ impl Server {
     }
 
     pub async fn session_with(&self, admin: Admin, host: &str, tls: Tls) -> Session {
-        let target = Target {
+        self.servers.session(self.target(admin, host, tls)).await.unwrap()
+    }
+
+    pub fn target(&self, admin: Admin, host: &str, tls: Tls) -> Target {
+        Target {
             endpoint: self.endpoint(host),
             maintenance_database: "postgres".to_owned(),
             tls,
@@ -134,8 +138,7 @@ impl Server {
                 Admin::Superuser => self.superuser.login(),
                 Admin::CreateRole => self.creator.login(),
             },
-        };
-        self.servers.session(target).await.unwrap()
+        }
     }
 
     pub fn endpoint(&self, host: &str) -> Endpoint {

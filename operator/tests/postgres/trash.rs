@@ -8,7 +8,7 @@ use peristyle::{
     sql::{
         Statement,
         marker::Marker,
-        plan::{self, Desired},
+        plan::{self, Desired, Obstacle},
     },
 };
 use peristyle_crds::v1alpha1::database::RoleName;
@@ -62,7 +62,7 @@ async fn a_trashed_database_lets_nobody_in_and_comes_back_with_its_data_to_its_s
             ..before.clone()
         };
         let error = provision(&session, &stranger, None).await.unwrap_err();
-        assert!(matches!(error, Error::Conflict(_)), "{error}");
+        assert!(matches!(error, Error::Obstacle(Obstacle::Conflict(_))), "{error}");
         let (after, new) = (desired(name, "uid-2"), passwords());
         let error = provision(&session, &after, None).await.unwrap_err();
         assert!(error.to_string().contains("set spec.adopt to IfMarked"), "{error}");

@@ -105,6 +105,10 @@ impl Running {
             ("host: 127.0.0.1, port: 4455".to_owned(), format!("host: {address}, port: 4455")),
             ("host: 0.0.0.0, port: 9000".to_owned(), format!("host: {address}, port: 9000")),
             ("/etc/rules/rules.json".to_owned(), rules.display().to_string()),
+            (
+                "/etc/id-token/jwks.json".to_owned(),
+                directory.path().join("id-token.json").display().to_string(),
+            ),
         ]);
         let config = replaced.iter().fold(CONFIG.to_owned(), |config, (from, to)| {
             assert!(config.contains(from), "the chart's configuration has no {from:?} any more");
@@ -160,8 +164,25 @@ impl Running {
         }
     }
 
+    /// Mounts a key set to sign tokens with.
+    pub fn mount_keys(&self, text: &str) {
+        fs::write(self.directory.path().join("id-token.json"), text).unwrap();
+    }
+
     /// What Oathkeeper decides of a request: status and the identity it sets.
     pub async fn decide(&self, method: &str, url: &str, headers: &[(&str, &str)]) -> (u16, Option<String>) {
+        let (status, headers) = self.decide_whole(method, url, headers).await;
+        let user = headers.get("X-User").map(|value| value.to_str().unwrap().to_owned());
+        (status, user)
+    }
+
+    /// What Oathkeeper decides of a request: status and headers.
+    pub async fn decide_whole(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+    ) -> (u16, reqwest::header::HeaderMap) {
         let (scheme, rest) = url.split_once("://").unwrap();
         let (host, path) = rest.split_at(rest.find('/').unwrap());
         let mut request = self
@@ -175,7 +196,6 @@ impl Running {
             request = request.header(*name, *value);
         }
         let answer = request.send().await.unwrap();
-        let user = answer.headers().get("X-User").map(|value| value.to_str().unwrap().to_owned());
-        (answer.status().as_u16(), user)
+        (answer.status().as_u16(), answer.headers().clone())
     }
 }

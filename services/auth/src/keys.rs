@@ -21,6 +21,10 @@ use tokio::sync::Mutex;
 /// How long a replica may use the keys it has read: a new key is published
 /// everywhere within this time.
 const FRESH: Duration = Duration::from_mins(1);
+/// Age from which a key signs, in seconds: from then on every replica publishes
+/// it, and whoever caches the set has had time to ask again. The first key
+/// signs at once, there is nothing to wait for.
+const SETTLED: i32 = 120;
 /// Advisory lock under which the first key is made.
 const LOCK: i64 = 0x6b65_7973;
 
@@ -92,18 +96,27 @@ impl KeyStore {
                 .execute(&mut *transaction)
                 .await?;
             tracing::info!(kid = jwk.common.key_id, "made the first signing key");
-            keys = vec![key];
+            keys = vec![StoredKey { key, is_settled: true }];
         }
         transaction.commit().await?;
         ring(&keys)
     }
 }
 
-/// The private keys in use, the newest first.
-async fn stored(connection: &mut PgConnection) -> Result<Vec<SecretString>, sqlx::Error> {
-    let query = "select private_pem from signing_keys where retired_at is null order by created_at desc, kid";
-    let keys: Vec<String> = sqlx::query_scalar(query).fetch_all(connection).await?;
-    Ok(keys.into_iter().map(SecretString::from).collect())
+/// A private key in use.
+struct StoredKey {
+    key: SecretString,
+    /// Whether it is old enough to sign.
+    is_settled: bool,
+}
+
+/// The keys in use, the newest first.
+async fn stored(connection: &mut PgConnection) -> Result<Vec<StoredKey>, sqlx::Error> {
+    let query = "select private_pem, created_at <= now() - make_interval(secs => $1) from signing_keys
+                 where retired_at is null order by created_at desc, kid";
+    let keys: Vec<(String, bool)> =
+        sqlx::query_as(query).bind(f64::from(SETTLED)).fetch_all(connection).await?;
+    Ok(keys.into_iter().map(|(key, is_settled)| StoredKey { key: key.into(), is_settled }).collect())
 }
 
 fn generate() -> Result<(SecretString, Jwk), KeyError> {
@@ -125,11 +138,13 @@ fn public(key: &SecretString) -> Result<Jwk, KeyError> {
     Ok(jwk)
 }
 
-fn ring(keys: &[SecretString]) -> Result<KeyRing, KeyError> {
-    let public: Vec<Jwk> = keys.iter().map(public).collect::<Result<_, _>>()?;
-    let signing = keys.first().ok_or(KeyError::Key)?;
-    let kid = public.first().and_then(|jwk| jwk.common.key_id.clone()).ok_or(KeyError::Key)?;
-    Ok(KeyRing { signing: encoding(signing)?, kid, public: JwkSet { keys: public } })
+/// Signs with the newest key that is settled, else with the oldest, which
+/// has been published the longest.
+fn ring(keys: &[StoredKey]) -> Result<KeyRing, KeyError> {
+    let published: Vec<Jwk> = keys.iter().map(|stored| public(&stored.key)).collect::<Result<_, _>>()?;
+    let signing = keys.iter().find(|stored| stored.is_settled).or(keys.last()).ok_or(KeyError::Key)?;
+    let kid = public(&signing.key)?.common.key_id.ok_or(KeyError::Key)?;
+    Ok(KeyRing { signing: encoding(&signing.key)?, kid, public: JwkSet { keys: published } })
 }
 
 fn encoding(key: &SecretString) -> Result<EncodingKey, KeyError> {
@@ -154,11 +169,20 @@ mod tests {
     }
 
     #[test]
-    fn the_first_key_signs_and_only_public_parts_are_published() {
-        let keys = [generate().unwrap().0, generate().unwrap().0];
-        let ring = ring(&keys).unwrap();
-        assert_eq!(ring.public.keys.len(), 2);
-        assert_eq!(Some(ring.kid), ring.public.keys[0].common.key_id);
+    fn the_newest_settled_key_signs_all_are_published_and_only_their_public_parts() {
+        let keys: Vec<_> = (0..3).map(|_| generate().unwrap().0).collect();
+        let signer = |settled: [bool; 3]| {
+            let stored = keys.iter().cloned().zip(settled);
+            let stored: Vec<_> = stored.map(|(key, is_settled)| StoredKey { key, is_settled }).collect();
+            let ring = ring(&stored).unwrap();
+            let is_signer = |jwk: &Jwk| jwk.common.key_id.as_ref() == Some(&ring.kid);
+            let position = ring.public.keys.iter().position(is_signer);
+            (ring, position)
+        };
+        assert_eq!(signer([true, true, true]).1, Some(0));
+        assert_eq!(signer([false, true, true]).1, Some(1));
+        let (ring, position) = signer([false, false, false]);
+        assert_eq!((ring.public.keys.len(), position), (3, Some(2)));
         let published = serde_json::to_value(&ring.public).unwrap();
         let fields: Vec<_> = published["keys"][0].as_object().unwrap().keys().cloned().collect();
         assert_eq!(fields, ["alg", "e", "kid", "kty", "n", "use"]);

@@ -17,7 +17,7 @@ mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
-use platform::{ConfigError, Database, Env, Module, jwt::Policy};
+use platform::{ConfigError, Database, Env, Module, jwt::Policy, module::Http};
 use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
@@ -63,8 +63,7 @@ pub fn module(env: &Env) -> Result<Module, ConfigError> {
         grpc: Routes::new(v1::auth_service_server::AuthServiceServer::new(grpc::Auth(accounts.clone()))),
         descriptors: DESCRIPTORS,
         public: &["auth.v1.AuthService"],
-        issues_tokens: true,
-        http: Some((http::routes(accounts), http::PATHS)),
+        http: Some(Http { routes: http::routes(accounts), names: http::NAMES, public: http::PATHS }),
         database,
     })
 }

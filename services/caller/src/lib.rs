@@ -41,7 +41,6 @@ pub fn module(env: &Env) -> Result<Module, ConfigError> {
         grpc: Routes::new(v1::caller_service_server::CallerServiceServer::new(caller)),
         descriptors: DESCRIPTORS,
         public: &[],
-        issues_tokens: false,
         http: None,
         database,
     })

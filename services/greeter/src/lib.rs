@@ -58,7 +58,6 @@ pub fn module(env: &Env, in_process: Option<Upstream>) -> Result<Module, ConfigE
             .add_service(v2::greeter_service_server::GreeterServiceServer::from_arc(greeter)),
         descriptors: DESCRIPTORS,
         public: &[],
-        issues_tokens: false,
         http: None,
         database,
     })

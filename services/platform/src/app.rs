@@ -3,7 +3,7 @@
 mod routers;
 mod settings;
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -23,7 +23,7 @@ use crate::{
     health::{Checked, Readiness},
     jwt::Verifier,
     metrics::Metrics,
-    module::{self, Method, Module},
+    module::{self, Http, Method, Module},
     observe::Observer,
     server,
 };
@@ -56,6 +56,7 @@ struct Parts {
     http: Option<Router>,
     methods: HashMap<String, Method>,
     public: Vec<&'static str>,
+    public_paths: Vec<&'static str>,
     checked: Vec<Checked>,
     pools: Vec<(&'static str, PgPool)>,
     reflection: tonic_reflection::server::Builder<'static>,
@@ -72,22 +73,24 @@ impl Parts {
             http: None,
             methods: read("health", health)?,
             public: Vec::new(),
+            public_paths: Vec::new(),
             checked: Vec::new(),
             pools: Vec::new(),
             reflection: tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(health),
         };
-        for Module { name, grpc, descriptors, public, http, database, .. } in modules {
+        for Module { name, grpc, descriptors, public, http, database } in modules {
             let methods = read(name, descriptors)?;
             let services = services(&methods);
             parts.methods.extend(methods);
             parts.reflection = parts.reflection.register_encoded_file_descriptor_set(descriptors);
             parts.grpc = parts.grpc.merge(grpc.into_axum_router().reset_fallback());
-            if let Some((router, paths)) = http {
-                parts.http = Some(parts.http.unwrap_or_default().merge(router));
-                parts.methods.extend(paths.iter().map(|&path| {
+            if let Some(Http { routes, names, public }) = http {
+                parts.http = Some(parts.http.unwrap_or_default().merge(routes));
+                parts.methods.extend(names.iter().map(|&path| {
                     (path.to_owned(), Method { service: name.to_owned(), method: path.to_owned() })
                 }));
+                parts.public_paths.extend(public);
             }
             parts.public.extend(public);
             parts.pools.push((name, database.pool.clone()));
@@ -117,11 +120,10 @@ impl App {
     /// # Errors
     /// When a setting is wrong or a port is taken.
     pub async fn bind(env: &Env, modules: Vec<Module>) -> Result<Self, AppError> {
-        let issues_tokens = modules.iter().any(|module| module.issues_tokens);
         let parts = Parts::gather(modules)?;
         let settings = Settings::from_env(env, parts.http.is_some())?;
-        let verifier =
-            Verifier::from_env(env, issues_tokens)?.map(|verifier| verifier.with_public(parts.public));
+        let verifier = Verifier::from_env(env)?
+            .map(|verifier| Arc::new(verifier.with_public(parts.public, parts.public_paths)));
         let (reporter, health) = tonic_health::server::health_reporter();
         let chassis = Routes::new(health).add_service(parts.reflection.build_v1()?);
         let metrics = Metrics::new(parts.methods, parts.pools);
@@ -134,7 +136,8 @@ impl App {
         };
         let http = parts.http.map(|modules| {
             let observer = Observer { grpc: false, ..observer.clone() };
-            routers::http(modules, settings.max_concurrent, observer).merge(readiness.routes())
+            let (max, longest) = (settings.max_concurrent, settings.request_timeout);
+            routers::http(modules, max, verifier.clone(), longest, observer).merge(readiness.routes())
         });
         let grpc = routers::grpc(
             parts.grpc,

@@ -24,6 +24,9 @@ const MIGRATE_WAIT: Duration = Duration::from_mins(1);
 pub struct Database {
     /// Connects on first use, and again after a failure.
     pub pool: PgPool,
+    /// For checks alone: when requests hold every connection, the service is
+    /// busy, and taking it out everywhere would not help.
+    checks: PgPool,
     migrator: &'static Migrator,
 }
 
@@ -72,8 +75,13 @@ impl Database {
             .acquire_timeout(env.duration("DB_ACQUIRE_TIMEOUT", Duration::from_secs(2))?)
             .idle_timeout(Duration::from_mins(5))
             .max_lifetime(Duration::from_mins(30))
+            .connect_lazy_with(options.clone());
+        let checks = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CHECK)
+            .max_lifetime(Duration::from_mins(30))
             .connect_lazy_with(options);
-        Ok(Self { pool, migrator })
+        Ok(Self { pool, checks, migrator })
     }
 
     /// Whether the database answers and has this program's schema.
@@ -83,7 +91,7 @@ impl Database {
     pub async fn check(&self) -> Result<(), DatabaseError> {
         let query =
             sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success");
-        let found = match tokio::time::timeout(CHECK, query.fetch_one(&self.pool)).await {
+        let found = match tokio::time::timeout(CHECK, query.fetch_one(&self.checks)).await {
             Err(_) => Err(DatabaseError::Unreachable(sqlx::Error::PoolTimedOut)),
             Ok(Err(error)) if sql_state(&error).as_deref() == Some("42P01") => Ok(0),
             Ok(found) => found.map_err(DatabaseError::Unreachable),

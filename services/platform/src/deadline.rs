@@ -10,9 +10,9 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     extract::{Request, State},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::Status;
@@ -85,6 +85,20 @@ pub(crate) async fn enforce(State(longest): State<Duration>, mut request: Reques
             Some(end) => response
                 .map(|inner| Body::new(TimedBody { inner, timer: Box::pin(sleep_until(end)), over: false })),
         },
+    }
+}
+
+/// Ends a request over HTTP with 503 when no answer has begun within `longest`.
+pub(crate) async fn enforce_over_http(
+    State(longest): State<Duration>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let deadline = Deadline::after(longest);
+    request.extensions_mut().insert(deadline);
+    match timeout_at(deadline.0, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "no answer in time").into_response(),
     }
 }
 

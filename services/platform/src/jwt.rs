@@ -1,5 +1,5 @@
-//! Verifies bearer tokens again, behind an edge that has done so already: a
-//! request that goes around the edge is refused all the same.
+//! Verifies the token that the gate signed: a request that goes around the gate
+//! is refused, whatever else it carries. Tokens of clients end at the gate.
 
 pub mod jwks;
 
@@ -8,9 +8,12 @@ use std::sync::Arc;
 use axum::{
     extract::{Request, State},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, WWW_AUTHENTICATE},
+};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     jwk::{AlgorithmParameters, Jwk},
@@ -25,6 +28,9 @@ use crate::{
     observe::Subject,
 };
 
+const JWKS_URL: &str = "ID_TOKEN_JWKS_URL";
+const ISSUER: &str = "ID_TOKEN_ISSUER";
+const AUDIENCE: &str = "ID_TOKEN_AUDIENCE";
 /// Seconds that clocks may differ.
 const LEEWAY: u64 = 5;
 
@@ -46,6 +52,16 @@ impl From<Rejection> for Status {
         match rejection {
             Rejection::KeysUnavailable => Self::unavailable(rejection.to_string()),
             _ => Self::unauthenticated(rejection.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        let text = self.to_string();
+        match self {
+            Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+            _ => (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], text).into_response(),
         }
     }
 }
@@ -127,51 +143,54 @@ pub fn key_id(token: &str) -> Result<String, Rejection> {
 pub struct Verifier {
     policy: Policy,
     jwks: Jwks,
-    public: Vec<String>,
+    public_services: Vec<String>,
+    public_paths: Vec<&'static str>,
 }
 
 impl Verifier {
-    /// Reads `JWT_JWKS_URL`, `JWT_ISSUER` and `JWT_AUDIENCE` (a list).
-    /// `None` when the URL is unset. `signs` says that this process signs
-    /// tokens and so may know issuer and audience without verifying.
+    /// Reads `ID_TOKEN_JWKS_URL`, `ID_TOKEN_ISSUER` and `ID_TOKEN_AUDIENCE`
+    /// (a list), which Peristyle sets where a gate signs. `None` when all are
+    /// unset.
     ///
     /// # Errors
     /// When only some of the three are set: half a token check is none.
-    pub fn from_env(env: &Env, signs: bool) -> Result<Option<Self>, ConfigError> {
+    pub fn from_env(env: &Env) -> Result<Option<Self>, ConfigError> {
         let incomplete = |name, other, remedy| Err(ConfigError::Incomplete { name, other, remedy });
-        let Some(url) = env.parse("JWT_JWKS_URL", "the URL of a JWKS")? else {
-            let halves = ["JWT_ISSUER", "JWT_AUDIENCE"];
-            return match halves.into_iter().find(|name| env.get(name).is_some()) {
-                Some(name) if !signs => {
-                    incomplete(name, "JWT_JWKS_URL", "set both, or neither to leave tokens to the edge")
-                }
-                _ => Ok(None),
+        let Some(url) = env.parse(JWKS_URL, "the URL of a JWKS")? else {
+            return match [ISSUER, AUDIENCE].into_iter().find(|name| env.get(name).is_some()) {
+                Some(name) => incomplete(name, JWKS_URL, "set both, or neither to leave tokens to the edge"),
+                None => Ok(None),
             };
         };
-        let audiences = env.list("JWT_AUDIENCE");
-        let Some(issuer) = env.get("JWT_ISSUER") else {
-            return incomplete("JWT_JWKS_URL", "JWT_ISSUER", "set it to the `iss` of the tokens");
+        let audiences = env.list(AUDIENCE);
+        let Some(issuer) = env.get(ISSUER) else {
+            return incomplete(JWKS_URL, ISSUER, "set it to the `iss` of the tokens");
         };
         if audiences.is_empty() {
-            return incomplete("JWT_JWKS_URL", "JWT_AUDIENCE", "set it to the `aud` of the tokens");
+            return incomplete(JWKS_URL, AUDIENCE, "set it to the `aud` of the tokens");
         }
         let policy = Policy { issuer: issuer.to_owned(), audiences };
-        Ok(Some(Self { policy, jwks: Jwks::new(url)?, public: Vec::new() }))
+        Ok(Some(Self {
+            policy,
+            jwks: Jwks::new(url)?,
+            public_services: Vec::new(),
+            public_paths: Vec::new(),
+        }))
     }
 
     /// Lets these gRPC services be called without a token, beside health and
-    /// reflection.
+    /// reflection, and these paths over HTTP, exactly as they are written.
     #[must_use]
-    pub fn with_public(mut self, services: impl IntoIterator<Item = &'static str>) -> Self {
-        self.public.extend(services.into_iter().map(|service| format!("/{service}/")));
+    pub fn with_public(
+        mut self,
+        services: impl IntoIterator<Item = &'static str>,
+        paths: impl IntoIterator<Item = &'static str>,
+    ) -> Self {
+        let services =
+            services.into_iter().chain(["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]);
+        self.public_services.extend(services.map(|service| format!("/{service}/")));
+        self.public_paths.extend(paths);
         self
-    }
-
-    fn is_public(&self, path: &str) -> bool {
-        ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"]
-            .iter()
-            .any(|open| path.starts_with(open))
-            || self.public.iter().any(|open| path.starts_with(open))
     }
 
     async fn verify(&self, headers: &HeaderMap) -> Result<VerifiedToken, Rejection> {
@@ -180,25 +199,43 @@ impl Verifier {
         let subject = self.policy.verify(token, &key)?;
         Ok(VerifiedToken { subject, token: SecretString::from(token) })
     }
-}
 
-/// Refuses calls without a valid token.
-pub(crate) async fn require(
-    State(verifier): State<Arc<Verifier>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    if !verifier.is_public(request.uri().path()) {
-        let token = match verifier.verify(request.headers()).await {
-            Ok(token) => token,
-            Err(rejection) => return Status::from(rejection).into_http(),
-        };
+    /// The request, with the caller that its token names.
+    async fn admit(&self, mut request: Request) -> Result<Request, Rejection> {
+        let token = self.verify(request.headers()).await?;
         if let Some(subject) = request.extensions().get::<Subject>() {
             subject.set(&token.subject);
         }
         request.extensions_mut().insert(token);
+        Ok(request)
     }
-    next.run(request).await
+}
+
+/// Refuses gRPC calls without a valid token.
+pub(crate) async fn require(State(verifier): State<Arc<Verifier>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if verifier.public_services.iter().any(|open| path.starts_with(open)) {
+        return next.run(request).await;
+    }
+    match verifier.admit(request).await {
+        Ok(request) => next.run(request).await,
+        Err(rejection) => Status::from(rejection).into_http(),
+    }
+}
+
+/// Refuses requests over HTTP without a valid token.
+pub(crate) async fn require_over_http(
+    State(verifier): State<Arc<Verifier>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if verifier.public_paths.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    match verifier.admit(request).await {
+        Ok(request) => next.run(request).await,
+        Err(rejection) => rejection.into_response(),
+    }
 }
 
 /// The `Authorization` value that repeats a verified token.

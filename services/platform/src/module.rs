@@ -19,13 +19,20 @@ pub struct Module {
     pub descriptors: &'static [u8],
     /// gRPC services that are called without a token, such as a login.
     pub public: &'static [&'static str],
-    /// Whether it signs tokens, and so knows issuer and audience without
-    /// verifying.
-    pub issues_tokens: bool,
-    /// Its HTTP routes, and their names in metrics such as `GET /verify`.
-    pub http: Option<(Router, &'static [&'static str])>,
+    /// What it serves over HTTP.
+    pub http: Option<Http>,
     /// Its database, which decides whether it is ready.
     pub database: Database,
+}
+
+/// Routes over plain HTTP.
+pub struct Http {
+    /// The routes.
+    pub routes: Router,
+    /// Their names in metrics, such as `GET /verify`.
+    pub names: &'static [&'static str],
+    /// Paths that are requested without a token, exactly as written here.
+    pub public: &'static [&'static str],
 }
 
 /// A gRPC method as its path names it.

@@ -12,18 +12,20 @@ pub struct Access {
     pub mode: Option<AccessMode>,
     /// Who may connect besides the edge and the Services of this namespace that name this one in
     /// `dependsOn`. A Service of another namespace must be listed here.
+    /// Default: nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub inbound: Vec<Inbound>,
     /// Where the pods may connect to besides DNS, their databases and what `dependsOn` names.
+    /// Default: nowhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub outbound: Vec<Outbound>,
 }
 
-/// Whether connections are restricted.
+/// Isolated: only what is declared. Open: no NetworkPolicy. Default: Isolated.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum AccessMode {
     /// Only the edge (where exposed), declared callers, DNS, bound databases and `outbound`.

@@ -17,7 +17,7 @@ pub struct EnvVar {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32768))]
     pub value: Option<String>,
-    /// Where the value comes from.
+    /// Where the value comes from. Default: nowhere, it is `value`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_from: Option<EnvSource>,
 }
@@ -28,16 +28,16 @@ pub struct EnvVar {
 #[x_kube(validation = ("[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef), has(self.resourceFieldRef)].filter(x, x).size() == 1",
     "set exactly one of secretKeyRef, configMapKeyRef, fieldRef and resourceFieldRef"))]
 pub struct EnvSource {
-    /// A key of a Secret in the same namespace.
+    /// A key of a Secret in the same namespace. Default: none, another source is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<KeyRef>,
-    /// A key of a ConfigMap in the same namespace.
+    /// A key of a ConfigMap in the same namespace. Default: none, another source is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_key_ref: Option<KeyRef>,
-    /// A field of the pod.
+    /// A field of the pod. Default: none, another source is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field_ref: Option<FieldRef>,
-    /// A resource request or limit of the container.
+    /// A resource request or limit of the container. Default: none, another source is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_field_ref: Option<ResourceFieldRef>,
 }
@@ -46,10 +46,10 @@ pub struct EnvSource {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct KeyRef {
     /// Name of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Key within it.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._A-Za-z0-9]+$"))]
     pub key: String,
     /// Whether the pod may start without it. Default: false, the rollout waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,10 +82,10 @@ pub struct EnvFrom {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
     pub prefix: Option<String>,
-    /// A Secret in the same namespace.
+    /// A Secret in the same namespace. Default: none, `configMapRef` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SourceRef>,
-    /// A ConfigMap in the same namespace.
+    /// A ConfigMap in the same namespace. Default: none, `secretRef` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<SourceRef>,
 }
@@ -94,7 +94,7 @@ pub struct EnvFrom {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct SourceRef {
     /// Name of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Whether the pod may start without it. Default: false, the rollout waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

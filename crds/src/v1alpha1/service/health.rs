@@ -32,31 +32,31 @@ pub struct Probe {
     /// `None` switches the probe off. Default: the probe runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<ProbeMode>,
-    /// The gRPC health protocol.
+    /// The gRPC health protocol. Default: the check that `spec.health` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcCheck>,
-    /// An HTTP GET that answers 200 to 399.
+    /// An HTTP GET that answers 200 to 399. Default: the check that `spec.health` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// A TCP connect.
+    /// A TCP connect. Default: the check that `spec.health` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<TcpCheck>,
-    /// A command in the container that exits 0.
+    /// A command in the container that exits 0. Default: the check that `spec.health` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecCheck>,
-    /// Time between two checks; whole seconds.
+    /// Time between two checks; whole seconds. Default: 1s for startup, 5s for readiness, 10s for liveness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub period: Option<Duration>,
     /// How long one check may take; whole seconds. Default: 2s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
-    /// Failures in a row that count.
+    /// Failures in a row that count. Default: 60 for startup, 3 for readiness, 6 for liveness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub failures: Option<i32>,
 }
 
-/// Whether a probe runs.
+/// `None` switches the probe off. Default: the probe runs.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum ProbeMode {
     /// It does not.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
 
-/// Whether pods are replaced when what they read at their start changes.
+/// Whether pods are replaced when what they read at their start changes. Default: Config.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum RestartOn {
     /// When the content of a Secret or ConfigMap in `env` or `envFrom`, or the credentials of a
@@ -24,7 +24,7 @@ pub struct Shutdown {
     /// Time from the order to stop until the pod is killed, with the sleep before; whole seconds. Default: 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace: Option<Duration>,
-    /// What happens before the container receives SIGTERM.
+    /// What happens before the container receives SIGTERM. Default: a sleep of 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_stop: Option<PreStop>,
 }
@@ -65,7 +65,7 @@ pub struct Availability {
     pub priority_class_name: Option<String>,
 }
 
-/// Whether a drain of nodes is slowed down for this Service.
+/// Whether a drain of nodes takes one pod at a time. Default: Auto.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum Disruption {
     /// A PodDisruptionBudget when there are two pods or more.

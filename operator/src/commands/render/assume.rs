@@ -1,6 +1,6 @@
 //! What rendering takes to be there where the files do not say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{ResourceExt, core::PartialObjectMeta};
@@ -8,7 +8,7 @@ use peristyle_crds::{
     class::DEFAULT_CLASS_ANNOTATION,
     v1alpha1::{
         AuthClass, AuthClassSpec, EdgeClass, EdgeClassSpec, Service,
-        auth_class::{Issuer, Oathkeeper},
+        auth_class::{ConfigMapKey, IdToken, Issuer, Keto, Oathkeeper},
         database::{Role, RoleName},
         edge_class::{AllowedHosts, Hosts, NamespaceSelector, Provider, Traefik},
         service::Expose,
@@ -18,6 +18,7 @@ use peristyle_crds::{
 use super::input::Input;
 use crate::{
     auth::{
+        id_token::{self, Verification},
         protection::{self, Protection},
         publications::Publications,
         world::World,
@@ -34,12 +35,15 @@ use crate::{
 const CLASS: &str = "public";
 const ENTRY_POINT: &str = "websecure";
 const TEMPLATE: &str = "{service}.{namespace}.example.com";
-/// Where decisions are made, when the files hold no AuthClass: as the stack chart installs it.
-const DECISIONS: (&str, &str) = ("peristyle-system", "oathkeeper-api");
-/// Namespace of the operator, and the database server that the stack chart installs.
+/// Namespace of the operator, and what the stack chart installs there.
 const SYSTEM: &str = "peristyle-system";
 const SERVER: (&str, i32) = ("postgres.peristyle-system.svc.cluster.local", 5432);
 const AUTH_CLASS: &str = "default";
+const OATHKEEPER: &str = "oathkeeper-api";
+const RULES: &str = "oathkeeper-rules";
+const NAMESPACES: (&str, &str) = ("keto-namespaces", "namespaces.keto.ts");
+/// Where an issuer keeps its keys, when no AuthClass says.
+const JWKS: &str = ".well-known/jwks.json";
 
 /// All that the Service refers to, ready.
 #[must_use]
@@ -61,6 +65,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         .iter()
         .filter(|caller| caller.namespace() == service.namespace() && peers::depends(caller, service));
     let edges = classes(input);
+    let (exposes, verification) = exposes(input, service);
     Observed {
         default_replicas,
         databases: databases.collect(),
@@ -68,7 +73,8 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         callers: callers.map(ResourceExt::name_any).collect::<BTreeSet<_>>().into_iter().collect(),
         edges: edges.iter().map(|class| (class.name_any(), observe::edge(class, SYSTEM))).collect(),
         missing: Vec::new(),
-        exposes: exposes(input, service).into_iter().collect(),
+        exposes,
+        verification,
         // Which pods answer is the cluster's matter.
         edge_errors: Some(EdgeErrors { address_type: "IPv4".to_owned(), addresses: Vec::new() }),
         has_traefik: true,
@@ -95,7 +101,7 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
     }
 }
 
-fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
+fn exposes(input: &Input, service: &Service) -> (BTreeMap<String, ExposeView>, Option<Verification>) {
     let classes = classes(input);
     let namespaces = namespaces(input);
     let auth_classes = auth_classes(input);
@@ -118,12 +124,12 @@ fn exposes(input: &Input, service: &Service) -> Vec<(String, ExposeView)> {
             }
         }
     };
-    let entries = service.spec.expose.iter();
-    entries.map(|expose| (expose.name.clone(), view(expose))).collect()
+    let views = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose)));
+    (views.collect(), id_token::verification(&world, service))
 }
 
 /// The classes of the files, and those that routes name besides.
-fn classes(input: &Input) -> Vec<EdgeClass> {
+pub(super) fn classes(input: &Input) -> Vec<EdgeClass> {
     let mut classes = input.edge_classes.clone();
     let entries = || input.services.iter().flat_map(|service| &service.spec.expose);
     let hosts: BTreeSet<String> = entries().flat_map(|expose| expose.hosts.clone()).collect();
@@ -167,7 +173,7 @@ fn classes(input: &Input) -> Vec<EdgeClass> {
 }
 
 /// The namespaces of the files, and those that Services live in besides.
-fn namespaces(input: &Input) -> Vec<PartialObjectMeta<Namespace>> {
+pub(super) fn namespaces(input: &Input) -> Vec<PartialObjectMeta<Namespace>> {
     let mut namespaces = input.namespaces.clone();
     for service in &input.services {
         let name = service.namespace();
@@ -182,10 +188,11 @@ fn namespaces(input: &Input) -> Vec<PartialObjectMeta<Namespace>> {
 }
 
 /// The AuthClasses of the files, else one of the stack chart's shape that
-/// trusts every issuer that a policy names.
-fn auth_classes(input: &Input) -> Vec<AuthClass> {
+/// trusts every issuer that a policy names. Each has a UID, by which policies
+/// are told apart.
+pub(super) fn auth_classes(input: &Input) -> Vec<AuthClass> {
     if !input.auth_classes.is_empty() {
-        return input.auth_classes.clone();
+        return input.auth_classes.iter().cloned().map(identified).collect();
     }
     let policies = &input.auth_policies;
     let issuers: BTreeSet<String> = policies
@@ -196,29 +203,53 @@ fn auth_classes(input: &Input) -> Vec<AuthClass> {
     let mut names: BTreeSet<&str> =
         policies.iter().filter_map(|policy| policy.spec.class_name.as_deref()).collect();
     names.insert(AUTH_CLASS);
+    let trusted = |issuer: &String| Issuer {
+        issuer: issuer.clone(),
+        jwks_url: format!("{}/{JWKS}", issuer.trim_end_matches('/')),
+    };
     let class = |name: &str| {
+        // Two classes cannot write one ConfigMap.
+        let of_class = |map: &str| match name {
+            AUTH_CLASS => map.to_owned(),
+            other => format!("{map}-{other}"),
+        };
         let mut class = AuthClass::new(
             name,
             AuthClassSpec {
                 oathkeeper: Oathkeeper {
-                    namespace: DECISIONS.0.to_owned(),
-                    service: DECISIONS.1.to_owned(),
-                    ..Oathkeeper::default()
+                    namespace: SYSTEM.to_owned(),
+                    service: OATHKEEPER.to_owned(),
+                    rules_config_map: of_class(RULES),
                 },
-                issuers: issuers
-                    .iter()
-                    .map(|issuer| Issuer { issuer: issuer.clone(), jwks_url: issuer.clone() })
-                    .collect(),
-                ..AuthClassSpec::default()
+                keto: Keto {
+                    read_url: format!("http://keto-read.{SYSTEM}.svc.cluster.local:4466"),
+                    write_url: format!("http://keto-write.{SYSTEM}.svc.cluster.local:4467"),
+                    opl_url: format!("http://keto-opl.{SYSTEM}.svc.cluster.local:4469"),
+                    namespaces_config_map: ConfigMapKey {
+                        namespace: SYSTEM.to_owned(),
+                        name: of_class(NAMESPACES.0),
+                        key: NAMESPACES.1.to_owned(),
+                    },
+                },
+                issuers: issuers.iter().map(trusted).collect(),
+                id_token: Some(IdToken {
+                    issuer: format!("http://{OATHKEEPER}.{SYSTEM}.svc.cluster.local:4456"),
+                    ..IdToken::default()
+                }),
             },
         );
         if name == AUTH_CLASS {
             class.metadata.annotations =
                 Some([(DEFAULT_CLASS_ANNOTATION.to_owned(), "true".to_owned())].into());
         }
-        class
+        identified(class)
     };
     names.into_iter().map(class).collect()
+}
+
+fn identified(mut class: AuthClass) -> AuthClass {
+    class.metadata.uid.get_or_insert_with(|| class.metadata.name.clone().unwrap_or_default());
+    class
 }
 
 /// A policy that compiles is taken to be live.

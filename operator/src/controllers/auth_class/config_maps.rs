@@ -1,13 +1,17 @@
 //! ConfigMaps of a class: one key each, written in one piece.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use peristyle_crds::FIELD_MANAGER;
 
 use super::{
-    Error,
+    Error, build,
     progress::{Progress, Written},
 };
-use crate::{context::Context, metadata::Owner, retry::bounded};
+use crate::{apply, context::Context, metadata::Owner, retry::bounded};
 
 /// A ConfigMap of a class.
 pub struct Slot<'a> {
@@ -15,6 +19,8 @@ pub struct Slot<'a> {
     pub name: &'a str,
     /// Its one key.
     pub key: &'a str,
+    /// Whether it outlives the class, for the next one of its name.
+    pub is_kept: bool,
 }
 
 /// The content of the key, without a request when the cache shows the version
@@ -43,17 +49,51 @@ pub async fn write(
         return Ok(Some(wanted.to_owned()));
     }
     let live = get(ctx, owner, slot).await?;
-    let desired = ConfigMap {
-        metadata: owner.child(slot.name),
-        data: Some([(slot.key.to_owned(), wanted.to_owned())].into()),
-        ..ConfigMap::default()
+    let desired = build::config_map(owner, slot.name, slot.key, wanted);
+    let applied = if slot.is_kept {
+        keep(&ctx.client, owner, live.as_ref(), desired).await?
+    } else {
+        ctx.applier.apply(live.as_ref(), &desired).await?
     };
-    let applied = ctx.applier.apply(live.as_ref(), &desired).await?;
     progress.written.insert(
         slot.name.to_owned(),
         Written { content: wanted.to_owned(), version: applied.resource_version() },
     );
     Ok(live.and_then(|live| content(&live, slot)))
+}
+
+/// Makes the key hold again what was written there last, if anything was. Costs
+/// nothing when nobody has changed it.
+pub async fn restore(
+    ctx: &Context,
+    owner: &Owner,
+    progress: &mut Progress,
+    slot: &Slot<'_>,
+) -> Result<(), Error> {
+    if let Some(content) = progress.written.get(slot.name).map(|written| written.content.clone()) {
+        write(ctx, owner, progress, slot, &content).await?;
+    }
+    Ok(())
+}
+
+/// Applies `desired` without an owner, so that it is not collected with the
+/// class. Its label says whose it is.
+async fn keep(
+    client: &Client,
+    owner: &Owner,
+    live: Option<&ConfigMap>,
+    mut desired: ConfigMap,
+) -> Result<ConfigMap, apply::Error> {
+    let name = desired.name_any();
+    if live.is_some_and(|live| live.labels().get(owner.label) != Some(&owner.name)) {
+        return Err(apply::Error::NameConflict { kind: "ConfigMap".to_owned(), name });
+    }
+    desired.metadata.owner_references = None;
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &owner.namespace);
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    bounded(api.patch(&name, &params, &Patch::Apply(&desired)))
+        .await
+        .map_err(|error| apply::Error::request::<ConfigMap>("apply", &name, error))
 }
 
 fn content(live: &ConfigMap, slot: &Slot<'_>) -> Option<String> {
@@ -71,4 +111,51 @@ async fn get(ctx: &Context, owner: &Owner, slot: &Slot<'_>) -> Result<Option<Con
     bounded(api.get_opt(slot.name))
         .await
         .map_err(|source| Error::Read { name: slot.name.to_owned(), source: Box::new(source) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::BodyExt as _;
+    use kube::client::Body;
+    use peristyle_crds::{
+        names::AUTH_CLASS_LABEL,
+        v1alpha1::{AuthClass, AuthClassSpec},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_record_outlives_its_class_and_only_a_class_of_that_name_takes_it_up() {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let log = sent.clone();
+        let answer = tower::service_fn(move |request: http::Request<Body>| {
+            let log = log.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                log.lock().unwrap().push(serde_json::from_slice::<ConfigMap>(&body).unwrap());
+                Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(body.to_vec())))
+            }
+        });
+        let client = Client::new(answer, "system");
+        let class = |name: &str, uid: &str| {
+            let mut class = AuthClass::new(name, AuthClassSpec::default());
+            class.metadata.uid = Some(uid.to_owned());
+            Owner::new(&class, "system", AUTH_CLASS_LABEL)
+        };
+        let first = class("default", "1");
+        let record =
+            |owner: &Owner| ConfigMap { metadata: owner.child("default-tuples"), ..ConfigMap::default() };
+        let kept = keep(&client, &first, None, record(&first)).await.unwrap();
+        assert_eq!(kept.metadata.owner_references, None, "it would be collected with its class");
+        assert_eq!(sent.lock().unwrap().len(), 1);
+
+        let again = class("default", "2");
+        keep(&client, &again, Some(&kept), record(&again)).await.unwrap();
+        let other = class("other", "3");
+        let refused = keep(&client, &other, Some(&kept), record(&other)).await.unwrap_err();
+        assert!(matches!(refused, apply::Error::NameConflict { .. }), "{refused}");
+        assert_eq!(sent.lock().unwrap().len(), 2, "nothing is sent for it");
+    }
 }

@@ -3,16 +3,20 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use peristyle_crds::v1alpha1::auth_policy::Tuple;
+use peristyle_crds::v1alpha1::{auth_class::Keto, auth_policy::Tuple};
 
 use super::pods::Pod;
 use crate::{
     auth::{key::PolicyKey, model::NamespacesFile, relations::Refusals},
     backoff::jitter,
 };
+
+/// For how long it is believed that Keto has what was brought to it: less than
+/// the time between two looks at a class of which nothing has changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(4 * 3600);
 
 /// One [`Progress`] per class, by UID.
 #[derive(Default)]
@@ -38,7 +42,7 @@ pub struct Progress {
     pub written: HashMap<String, Written>,
     /// Models as last checked by Keto.
     pub checked: Option<Checked>,
-    /// What Keto has.
+    /// What was brought to Keto last.
     pub relations: Option<Brought>,
     /// Pods that have loaded exactly these rules.
     pub confirmed: HashMap<Pod, BTreeSet<String>>,
@@ -64,12 +68,22 @@ pub struct Checked {
 
 /// What was brought to Keto.
 pub struct Brought {
+    /// Where it is.
+    pub keto: Keto,
+    /// When Keto was seen to have it. Nothing tells of a database that was
+    /// replaced behind it.
+    pub seen: Instant,
     /// Its namespaces.
     pub file: NamespacesFile,
     /// The tuples of all policies.
     pub tuples: BTreeSet<Tuple>,
-    /// What is recorded as ours: those, and any that could not be deleted.
-    pub record: BTreeSet<Tuple>,
+}
+
+impl Brought {
+    /// Whether Keto need not be asked again.
+    pub fn is_still(&self, keto: &Keto, file: &NamespacesFile, tuples: &BTreeSet<Tuple>) -> bool {
+        self.keto == *keto && self.file == *file && self.tuples == *tuples && self.seen.elapsed() < LOOK_AGAIN
+    }
 }
 
 impl Progress {

@@ -1,11 +1,12 @@
 //! Models and tuples into Keto.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use peristyle_crds::{
     condition::Reason,
     v1alpha1::{AuthClass, auth_policy::Tuple},
 };
+use tokio::time::Instant;
 
 use super::{
     Error,
@@ -27,6 +28,9 @@ use crate::{
 
 /// Key of the record of tuples in its ConfigMap.
 const RECORD_KEY: &str = "tuples.json";
+
+/// Bound on all that is asked of Keto in one pass, which has a bound of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How Keto stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,6 +71,10 @@ enum Stop {
     Keto(http::Error),
     /// Keto is not there yet.
     Loading,
+    /// Keto has no pod.
+    Lost(String),
+    /// Keto took too long in all.
+    Late,
 }
 
 impl From<Error> for Stop {
@@ -89,6 +97,8 @@ pub struct Published {
     pub refusals: Refusals,
     /// How Keto stands.
     pub keto: Standing,
+    /// What the cluster refused. It keeps relations back, not the rules.
+    pub failed: Option<Error>,
 }
 
 /// Brings models and tuples to Keto. Its absence stops neither the rules nor
@@ -100,31 +110,44 @@ pub async fn publish(
     class: &AuthClass,
     world: &World<'_>,
     progress: &mut Progress,
-) -> Result<Published, Error> {
-    let step = Step { ctx, keto, owner, class, world };
-    let (plan, refusals) = match step.check(progress).await {
-        Ok(checked) => checked,
-        Err(error) => {
-            step.baseline(progress).await?;
-            let refusals = progress.checked.as_ref().map(|c| c.refusals.clone());
-            let refusals = refusals.unwrap_or_default();
-            return Ok(Published {
-                plan: Plan::new(world, class, &refusals),
-                refusals,
-                keto: Standing::Unavailable(error.to_string()),
-            });
+) -> Published {
+    let record = format!("{}-tuples", owner.name);
+    let step = Step { ctx, keto, owner, class, world, record };
+    let deadline = Instant::now() + PATIENCE;
+    let checked = match step.lost() {
+        None => within(deadline, step.check(progress)).await,
+        Some(problem) => {
+            // It may come back empty.
+            progress.relations = None;
+            Err(Stop::Lost(problem))
         }
     };
-    let keto = match step.bring(progress, &plan).await {
-        Ok(()) => match step.lost() {
-            None => Standing::Current(plan.all_tuples()),
-            Some(problem) => Standing::Unavailable(problem),
-        },
-        Err(Stop::Cluster(error)) => return Err(error),
-        Err(Stop::Loading) => Standing::Loading,
-        Err(Stop::Keto(error)) => Standing::Unavailable(error.to_string()),
+    let (plan, refusals, early) = match checked {
+        Ok((plan, refusals)) => {
+            let early = within(deadline, Box::pin(step.bring(progress, &plan))).await.err();
+            (plan, refusals, early)
+        }
+        Err(early) => {
+            let refusals = progress.checked.as_ref().map(|c| c.refusals.clone()).unwrap_or_default();
+            let early = step.keep(progress).await.err().map_or(early, Stop::Cluster);
+            (Plan::new(world, class, &refusals), refusals, Some(early))
+        }
     };
-    Ok(Published { plan, refusals, keto })
+    let (keto, failed) = match early {
+        None => (Standing::Current(plan.all_tuples()), None),
+        Some(Stop::Loading) => (Standing::Loading, None),
+        Some(Stop::Lost(problem)) => (Standing::Unavailable(problem), None),
+        Some(Stop::Late) => {
+            (Standing::Unavailable(format!("not done within {} s", PATIENCE.as_secs())), None)
+        }
+        Some(Stop::Keto(error)) => (Standing::Unavailable(error.to_string()), None),
+        Some(Stop::Cluster(error)) => (Standing::Unavailable(error.to_string()), Some(error)),
+    };
+    Published { plan, refusals, keto, failed }
+}
+
+async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+    tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(Stop::Late))
 }
 
 struct Step<'a> {
@@ -133,12 +156,20 @@ struct Step<'a> {
     owner: &'a Owner,
     class: &'a AuthClass,
     world: &'a World<'a>,
+    /// Name of the ConfigMap that says which tuples are ours.
+    record: String,
 }
 
 impl Step<'_> {
     fn slot(&self) -> Slot<'_> {
         let config_map = &self.class.spec.keto.namespaces_config_map;
-        Slot { name: &config_map.name, key: &config_map.key }
+        Slot { name: &config_map.name, key: &config_map.key, is_kept: false }
+    }
+
+    /// Tuples stay in Keto when the class goes. Without the record of them the
+    /// next class of that name could not take back what was revoked meanwhile.
+    fn record_slot(&self) -> Slot<'_> {
+        Slot { name: &self.record, key: RECORD_KEY, is_kept: true }
     }
 
     /// The core Service of Keto that has no ready pod any more, in words. Of one
@@ -154,7 +185,7 @@ impl Step<'_> {
 
     /// Has Keto check all models together, and leaves out what it refuses: one
     /// model that does not parse would keep the whole file from being loaded.
-    async fn check(&self, progress: &mut Progress) -> Result<(Plan, Refusals), http::Error> {
+    async fn check(&self, progress: &mut Progress) -> Result<(Plan, Refusals), Stop> {
         let sources = sources(self.world, self.class);
         if let Some(checked) = progress.checked.as_ref().filter(|c| c.sources == sources) {
             let refusals = checked.refusals.clone();
@@ -200,25 +231,24 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// Restores what was edited by hand; costs nothing when nothing was.
+    async fn keep(&self, progress: &mut Progress) -> Result<(), Error> {
+        self.baseline(progress).await?;
+        config_maps::restore(self.ctx, self.owner, progress, &self.slot()).await?;
+        config_maps::restore(self.ctx, self.owner, progress, &self.record_slot()).await
+    }
+
     async fn bring(&self, progress: &mut Progress, plan: &Plan) -> Result<(), Stop> {
         let file = plan.namespaces_file();
         let wanted = plan.all_tuples();
-        let slot = self.slot();
-        let record_name = format!("{}-tuples", self.owner.name);
-        let record_slot = Slot { name: &record_name, key: RECORD_KEY };
-        if let Some(brought) = progress.relations.take()
-            && brought.file == file
-            && brought.tuples == wanted
-        {
-            // Restores what was edited by hand; costs nothing when nothing was.
-            config_maps::write(self.ctx, self.owner, progress, &slot, &file.text).await?;
-            self.write_record(progress, &record_slot, &brought.record).await?;
-            progress.relations = Some(brought);
-            return Ok(());
+        let keto = &self.class.spec.keto;
+        if progress.relations.as_ref().is_some_and(|brought| brought.is_still(keto, &file, &wanted)) {
+            return Ok(self.keep(progress).await?);
         }
+        progress.relations = None;
+        let (slot, record_slot) = (self.slot(), self.record_slot());
         self.baseline(progress).await?;
-        let read = &self.class.spec.keto.read_url;
-        let write = &self.class.spec.keto.write_url;
+        let (read, write) = (&keto.read_url, &keto.write_url);
         let mut recorded = self.record(progress, &record_slot).await?;
 
         // Tuples of a namespace can only be deleted while Keto knows it.
@@ -254,16 +284,17 @@ impl Step<'_> {
         // What could not be deleted would grant again if its namespace came back.
         let record: BTreeSet<Tuple> = wanted.union(&unknown).cloned().collect();
         self.write_record(progress, &record_slot, &record).await?;
-        progress.relations = Some(Brought { file, tuples: wanted, record });
+        progress.relations =
+            Some(Brought { keto: keto.clone(), seen: std::time::Instant::now(), file, tuples: wanted });
         Ok(())
     }
 
-    /// What Keto stores in the namespaces of `tuples`.
+    /// Those of `tuples` that Keto stores.
     async fn stored(&self, tuples: &BTreeSet<Tuple>) -> Result<BTreeSet<Tuple>, http::Error> {
         let namespaces: BTreeSet<&str> = tuples.iter().map(|tuple| tuple.namespace.as_str()).collect();
         let mut stored = BTreeSet::new();
         for namespace in namespaces {
-            stored.extend(self.keto.tuples(&self.class.spec.keto.read_url, namespace).await?);
+            stored.extend(self.keto.stored(&self.class.spec.keto.read_url, namespace, tuples).await?);
         }
         Ok(stored)
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Error,
+    build::RULES_KEY,
     config_maps::{self, Slot},
     pods::{self, Pod},
     progress::Progress,
@@ -19,8 +20,6 @@ use crate::{
     metadata::Owner,
 };
 
-/// Key of the rules in their ConfigMap.
-const KEY: &str = "rules.json";
 /// Pods asked at the same time.
 const PARALLEL: usize = 8;
 
@@ -59,20 +58,21 @@ pub async fn publish(
     plan: &Plan,
 ) -> Result<Rules, Error> {
     let file = plan.rules_file();
-    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: KEY };
+    let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: RULES_KEY, is_kept: false };
     let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();
     let ready = pods::ready(&slices, &class.spec.oathkeeper.service);
     progress.confirmed.retain(|pod, _| ready.contains(pod));
     let confirmed = &progress.confirmed;
+    let mints = class.spec.id_token.is_some();
     let pods: Vec<Seen> = stream::iter(ready)
         .map(async |pod| {
             if confirmed.get(&pod) == Some(&file.ids) {
                 let answer = Answer::Rules(file.ids.clone());
                 return Seen { pod, answer, problem: None };
             }
-            ask(oathkeeper, pod).await
+            ask(oathkeeper, pod, mints).await
         })
         .buffered(PARALLEL)
         .collect()
@@ -87,9 +87,12 @@ pub async fn publish(
     Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods })
 }
 
-async fn ask(oathkeeper: &Oathkeeper, pod: Pod) -> Seen {
+async fn ask(oathkeeper: &Oathkeeper, pod: Pod, mints: bool) -> Seen {
     let answer = async {
         let ids = oathkeeper.rules(&pod.base).await?;
+        if mints {
+            oathkeeper.signs(&pod.base).await?;
+        }
         // An empty pod has no sentinel to ask, and is told by its empty list.
         if !ids.is_empty() {
             oathkeeper.decides(&pod.base).await?;

@@ -11,8 +11,11 @@ use super::{
 };
 use crate::{
     auth::{evidence::Answer, plan::Plan},
-    conditions::Finding,
+    conditions::{Finding, State},
 };
+
+/// More rules than these make every decision slow.
+const MANY: usize = 500;
 
 /// Whether every ready pod and Keto have what is published.
 pub fn is_settled(rules: &Rules, keto: &Standing) -> bool {
@@ -21,7 +24,7 @@ pub fn is_settled(rules: &Rules, keto: &Standing) -> bool {
 }
 
 /// How the class stands.
-pub fn status(plan: &Plan, rules: &Rules, keto: &Standing) -> (AuthClassStatus, Finding) {
+pub fn status(plan: &Plan, rules: &Rules, keto: &Standing) -> (AuthClassStatus, Vec<Finding>) {
     let pods: Vec<PodRules> = rules
         .pods
         .iter()
@@ -45,7 +48,19 @@ pub fn status(plan: &Plan, rules: &Rules, keto: &Standing) -> (AuthClassStatus, 
         ),
     };
     let status = AuthClassStatus { rules: Some(number(rules.ids.len())), pods, ..AuthClassStatus::default() };
-    (status, finding)
+    (status, [finding].into_iter().chain(advisory(rules.ids.len())).collect())
+}
+
+/// Oathkeeper tries one rule after the other for each request.
+fn advisory(count: usize) -> Option<Finding> {
+    (count > MANY).then(|| Finding {
+        condition: types::ADVISORY,
+        state: State::Good,
+        reason: Reason::LimitExceeded,
+        message: format!(
+            "{count} rules, more than {MANY}: each call is compared with all of them; use further AuthClasses"
+        ),
+    })
 }
 
 fn open(rules: &Rules, keto: &Standing) -> Option<(Reason, String)> {
@@ -77,4 +92,16 @@ fn is_confirmed(rules: &Rules, seen: &Seen) -> bool {
 
 fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_500_rules_are_worth_a_word_that_makes_nothing_unready() {
+        assert_eq!(advisory(500), None);
+        let found = advisory(501).unwrap();
+        assert_eq!((found.condition, found.state), (types::ADVISORY, State::Good));
+    }
 }

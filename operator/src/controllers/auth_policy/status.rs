@@ -39,7 +39,7 @@ pub fn status(
         Err(rejection) => rejected(policy, &before, &rejection),
         Ok((uid, compiled)) => {
             let publication = publications.get(&uid, &key, &compiled.hash);
-            let proofs = proofs.of_rules(&compiled.hash);
+            let proofs = proofs.of_rules(&compiled.hash, |service, uid| world.has(service, uid));
             accepted(policy, &before, compiled, publication, &proofs)
         }
     }
@@ -75,7 +75,7 @@ fn accepted(
     let was_live = before.compiled_hash.as_deref() == Some(&compiled.hash)
         && is_true(&before.conditions, types::PROGRAMMED, policy.metadata.generation);
     let live = format!("{} rules are loaded by every ready Oathkeeper pod", compiled.rules.len());
-    findings.push(if compiled.territory.hosts.is_empty() {
+    let programmed = if compiled.territory.hosts.is_empty() {
         let why = if compiled.territory.routes == 0 {
             "no target has a route that requires a policy"
         } else {
@@ -94,8 +94,16 @@ fn accepted(
             ),
             Standing::Pending { reason, message } => Finding::waiting(types::PROGRAMMED, reason, message),
         }
+    };
+    let enforced = enforced(policy, before, &compiled, proofs, &programmed);
+    findings.push(match publication.relations {
+        // Calls are refused or decided as before, but not as this version of the policy says.
+        Some((reason, message)) if programmed.state == State::Good => {
+            Finding::waiting(types::PROGRAMMED, reason, message)
+        }
+        _ => programmed,
     });
-    findings.extend(enforced(policy, before, &compiled, proofs, findings.last()));
+    findings.extend(enforced);
     let status = AuthPolicyStatus {
         compiled_hash: Some(compiled.hash),
         rules: compiled.ids,
@@ -112,7 +120,7 @@ fn enforced(
     before: &AuthPolicyStatus,
     compiled: &Compiled,
     proofs: &[Proof],
-    programmed: Option<&Finding>,
+    programmed: &Finding,
 ) -> Option<Finding> {
     let probed = &compiled.territory.probed;
     if probed.is_empty() {
@@ -122,7 +130,7 @@ fn enforced(
         let message = format!("calls without credentials are refused on {}", list(probed));
         Finding::good(types::ENFORCED, message)
     };
-    if let Some(programmed) = programmed.filter(|programmed| programmed.state != State::Good) {
+    if programmed.state != State::Good {
         return Some(Finding { condition: types::ENFORCED, ..programmed.clone() });
     }
     let waiting = |reason, message: String| Some(Finding::waiting(types::ENFORCED, reason, message));
@@ -169,4 +177,43 @@ fn count(policy: &AuthPolicy, before: &AuthPolicyStatus, applied: Option<usize>)
     );
     (declared > 0 || applied > 0)
         .then(|| TupleCount { declared: i32::try_from(declared).unwrap_or(i32::MAX), applied })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::world::Territory;
+
+    #[test]
+    fn a_policy_whose_relations_keto_lacks_is_not_programmed_though_its_rules_are_in_force() {
+        let policy: AuthPolicy = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "orders", "generation": 2},
+            "spec": {"targets": [{"service": "orders"}], "rules": []}
+        }))
+        .unwrap();
+        let hosts: BTreeSet<String> = ["o.test".to_owned()].into();
+        let territory = Territory { probed: hosts.clone(), hosts, routes: 1, ..Territory::default() };
+        let proof = Proof { host: "o.test".to_owned(), hash: "1".to_owned(), verdict: Verdict::Refused };
+        let found = |relations: Option<(Reason, String)>| {
+            let compiled = Compiled {
+                hash: "1".to_owned(),
+                rules: Vec::new(),
+                ids: Vec::new(),
+                asks_keto: true,
+                territory: territory.clone(),
+                allowed: std::sync::Arc::default(),
+            };
+            let live = Publication { standing: Standing::Live, relations, ..Publication::unknown("1") };
+            let proofs = std::slice::from_ref(&proof);
+            let outcome = accepted(&policy, &AuthPolicyStatus::default(), compiled, live, proofs);
+            let shown = |finding: &Finding| (finding.condition, finding.state == State::Good, finding.reason);
+            outcome.findings.iter().map(shown).collect::<Vec<_>>()
+        };
+        let good = |condition| (condition, true, Reason::Succeeded);
+        let [accepted, programmed, enforced] =
+            [types::ACCEPTED, types::PROGRAMMED, types::ENFORCED].map(good);
+        assert_eq!(found(None), [accepted, programmed, enforced]);
+        let down = Some((Reason::KetoUnavailable, "Keto: gone".to_owned()));
+        assert_eq!(found(down), [accepted, (types::PROGRAMMED, false, Reason::KetoUnavailable), enforced]);
+    }
 }

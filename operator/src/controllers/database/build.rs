@@ -13,6 +13,12 @@ use crate::{
     sql::{Identifier, password::Password},
 };
 
+/// Keys of the Secret of a login, but for the authorities of a verified server.
+pub const KEYS: [&str; 10] =
+    ["database", "host", "jdbc-uri", PASSWORD, "port", "provider", "sslmode", "type", "uri", "username"];
+/// Type of the Secret of a login.
+pub const TYPE: &str = "servicebinding.io/postgresql";
+
 /// What a client needs to connect.
 #[derive(Clone, Copy)]
 pub struct Connection<'a> {
@@ -58,7 +64,7 @@ pub fn secret(owner: &Owner, name: &str, connection: Connection, password: &Pass
     }
     Secret {
         metadata: owner.child(name),
-        type_: Some("servicebinding.io/postgresql".to_owned()),
+        type_: Some(TYPE.to_owned()),
         data: Some(data.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))).collect()),
         ..Secret::default()
     }
@@ -117,13 +123,7 @@ mod tests {
     fn every_key_of_the_convention_is_there_and_agrees_with_the_uri() {
         let (secret, password) = build(&Tls::Disabled, "shop_orders_writer_a");
         let keys: Vec<&str> = secret.data.as_ref().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(
-            keys,
-            [
-                "database", "host", "jdbc-uri", "password", "port", "provider", "sslmode", "type", "uri",
-                "username"
-            ]
-        );
+        assert_eq!(keys, KEYS);
         assert_eq!(secret.type_.as_deref(), Some("servicebinding.io/postgresql"));
         let uri = Url::parse(&text(&secret, "uri")).unwrap();
         assert_eq!(uri.host_str(), Some("pg.db.svc"));

@@ -60,6 +60,11 @@ pub async fn finalize(ctx: &Context, database: &Database) -> Result<Outcome<Data
         );
         return Ok(blocked(database, Reason::DeletionProtected, message, WAITS_FOR_A_PERSON));
     }
+    if policy != ReclaimPolicy::Retain
+        && let Err(error) = reachable(ctx, database)
+    {
+        return Ok(kept(database, &error));
+    }
     // The cache may be behind a person who changed their mind.
     let live = bounded(api.get_opt(&database.name_any())).await.map_err(Error::request("get"))?;
     let Some(live) = live.filter(|live| live.uid() == database.uid()) else {
@@ -70,23 +75,37 @@ pub async fn finalize(ctx: &Context, database: &Database) -> Result<Outcome<Data
             return Ok(leaving(database));
         }
         if let Err(error) = remove(ctx, &live).await {
-            let retry = match &error {
-                Error::Postgres(postgres::Error::Unreachable { retry, .. }) => *retry,
-                _ => RETRY,
-            };
-            let message =
-                format!("{error}; removing the finalizer {FINALIZER} leaves the database on the server");
-            return Ok(blocked(database, error.reason(), message, retry));
+            return Ok(kept(database, &error));
         }
     }
     set(ctx, &live, false).await?;
     Ok(leaving(database))
 }
 
+/// Whether the server may be asked now; asks nobody.
+fn reachable(ctx: &Context, database: &Database) -> Result<(), Error> {
+    let validated = validate::validate(database, &observe::observe(ctx, database))?;
+    Ok(ctx.servers.check(&validated.access.admin)?)
+}
+
+/// The deletion goes on later.
+fn kept(database: &Database, error: &Error) -> Outcome<DatabaseStatus> {
+    let later = match error {
+        Error::Postgres(error @ postgres::Error::Busy { .. }) => {
+            let retry = error.later().map(|(retry, _)| retry);
+            return Outcome { requeue: retry, ..leaving(database) };
+        }
+        Error::Postgres(error) => error.later().map(|(retry, _)| retry),
+        _ => None,
+    };
+    let message = format!("{error}; removing the finalizer {FINALIZER} leaves the database on the server");
+    blocked(database, error.reason(), message, later.unwrap_or(RETRY))
+}
+
 async fn remove(ctx: &Context, database: &Database) -> Result<(), Error> {
     let validated = validate::validate(database, &observe::observe(ctx, database))?;
-    let target = target::fetch(ctx, &validated.access).await?;
-    let session = ctx.servers.session(target).await?;
+    let turn = ctx.servers.turn(&validated.access.admin).await?;
+    let session = turn.session(target::fetch(ctx, &validated.access).await?);
     let expected = validated.bound.as_ref().map(|server| server.system_identifier.as_str());
     let desired = &validated.desired;
     match database.spec.reclaim_policy() {

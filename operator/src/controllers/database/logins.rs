@@ -2,11 +2,12 @@
 //!
 //! A password is written down, then the server learns its verifier, then a
 //! login proves it, then the Secret names it; the login that the Secret named
-//! before works on for the overlap and as long as a session uses it.
+//! before works on for the overlap and as long as a session uses it or a pod
+//! of a bound Service knows no other.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Api, Resource, ResourceExt,
@@ -22,6 +23,7 @@ use peristyle_crds::{
 
 use super::{
     Error, build,
+    holders::holders,
     record::{self, Entries, Entry},
     rotation::{self, Live, Published, Step},
     validate::Validated,
@@ -37,6 +39,9 @@ use crate::{
 
 /// SQLSTATEs of a login that another password or attribute repairs.
 const WRONG_CREDENTIALS: [&str; 2] = ["28P01", "28000"];
+
+/// How far a time that we wrote may lie ahead.
+const AHEAD: SignedDuration = SignedDuration::from_mins(5);
 
 /// All that a pass over the logins uses.
 pub struct Pass<'a> {
@@ -65,6 +70,8 @@ pub struct Settled {
     pub due: Option<Duration>,
     /// Roles whose rotation waits for the login before.
     pub waiting: Vec<RoleName>,
+    /// Services with pods that know no other than the login before.
+    pub held: BTreeMap<RoleName, Vec<String>>,
 }
 
 /// One role on its way.
@@ -99,13 +106,22 @@ impl Pass<'_> {
         let version =
             credentials::write(self.ctx, record.as_ref(), record::secret(&self.owner, &entries)).await?;
         settled.versions.insert(record_name, version);
+        let mut failed = None;
         for role in roles {
             if role.step == Step::Wait {
                 settled.waiting.push(role.name);
             }
-            if let Some(entry) = entries.get(&role.name) {
-                self.settle_role(role, entry, catalog, &mut settled).await?;
+            let Some(entry) = entries.get(&role.name) else {
+                continue;
+            };
+            match self.settle_role(role, entry, catalog, &mut settled).await {
+                // What one login suffers holds up no other.
+                Err(error) if error.is_of_a_login() => failed = failed.or(Some(error)),
+                result => result?,
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         self.prune(&settled).await?;
         Ok(settled)
@@ -126,7 +142,7 @@ impl Pass<'_> {
             asked.as_deref(),
             held.as_ref().map(|(published, _)| published),
             recorded.map(|entry| entry.slot),
-            |slot| self.live(name, slot, catalog),
+            |slot| self.live(name, slot, held.as_ref().map(|(published, _)| published.since), catalog),
             self.now,
         );
         match (step, held) {
@@ -167,17 +183,25 @@ impl Pass<'_> {
         let annotation = |key: &str| secret.annotations().get(key);
         let created = secret.creation_timestamp().map_or(self.now, |time| time.0);
         let since = annotation(ROTATED_AT_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(created);
+        // Only an edit is ahead of time by more than clocks differ; kept, it would stop all rotation.
+        let since = if since.duration_since(self.now) > AHEAD { self.now } else { since };
         let asked =
             recorded.map_or_else(|| annotation(ROTATE_ANNOTATION).cloned(), |entry| entry.asked.clone());
         Some((Published { slot, since, asked }, password))
     }
 
-    fn live(&self, role: RoleName, slot: Slot, catalog: &Catalog) -> Live {
+    /// How a login stands; `since` when the Secret names another.
+    fn live(&self, role: RoleName, slot: Slot, since: Option<Timestamp>, catalog: &Catalog) -> Live {
         let login = self.validated.desired.names.login(role, slot).as_str();
         Live {
             is_open: catalog.roles.get(login).is_some_and(|live| live.can_login),
             sessions: catalog.sessions.get(login).copied().unwrap_or_default(),
+            is_held: since.is_some_and(|since| !self.holders(role, since).is_empty()),
         }
+    }
+
+    fn holders(&self, role: RoleName, since: Timestamp) -> Vec<String> {
+        holders(self.ctx, &self.owner.namespace, &self.owner.name, role, since)
     }
 
     async fn settle_role(
@@ -196,11 +220,14 @@ impl Pass<'_> {
         settled.versions.insert(secret_name.clone(), version);
 
         let before = entry.slot.other();
-        let mut live = self.live(name, before, catalog);
+        let mut live = self.live(name, before, Some(role.since), catalog);
         if live.is_open && !is_new && rotation::is_free(self.validated.rotation, role.since, live, self.now) {
             let names = &self.validated.desired.names;
             live.sessions = postgres::retire_login(self.session, names, name, before).await?;
             live.is_open = live.sessions > 0;
+        }
+        if live.is_open && live.is_held {
+            settled.held.insert(name, self.holders(name, role.since));
         }
         let due = rotation::due(self.validated.rotation, role.since, live, self.now);
         settled.due = settled.due.into_iter().chain(due).min();
@@ -236,7 +263,7 @@ impl Pass<'_> {
             let endpoint = &self.validated.workloads;
             postgres::check_login(self.session, endpoint, &desired.names, role, entry.slot, &entry.password)
         };
-        let mut is_set = is_new || !self.live(role, entry.slot, catalog).is_open;
+        let mut is_set = is_new || !self.live(role, entry.slot, None, catalog).is_open;
         if is_set {
             open().await?;
         }

@@ -35,6 +35,9 @@ struct Stored<'a> {
     asked: Option<Cow<'a, str>>,
 }
 
+/// Type of the Secret.
+pub const TYPE: &str = "peristyle.dev/database-slots";
+
 /// Name of the Secret for the Database `name`.
 #[must_use]
 pub fn name(name: &str) -> String {
@@ -54,7 +57,7 @@ pub fn secret(owner: &Owner, entries: &Entries) -> Secret {
     });
     Secret {
         metadata: owner.child(name(&owner.name)),
-        type_: Some("peristyle.dev/database-slots".to_owned()),
+        type_: Some(TYPE.to_owned()),
         data: Some(data.collect()),
         ..Secret::default()
     }
@@ -72,7 +75,8 @@ pub fn parse(secret: &Secret) -> Entries {
     ROLES.into_iter().filter_map(entry).collect()
 }
 
-const fn key(role: RoleName) -> &'static str {
+/// Key of a role in the Secret.
+pub const fn key(role: RoleName) -> &'static str {
     match role {
         RoleName::Owner => "owner",
         RoleName::Writer => "writer",

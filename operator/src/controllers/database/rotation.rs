@@ -35,6 +35,8 @@ pub struct Live {
     pub is_open: bool,
     /// Sessions that use it.
     pub sessions: i64,
+    /// Whether there are pods that know no other.
+    pub is_held: bool,
 }
 
 /// What a role needs.
@@ -84,7 +86,7 @@ pub fn step(
 /// Whether the login that the Secret named before may be shut, or used again.
 #[must_use]
 pub fn is_free(policy: Policy, since: Timestamp, live: Live, now: Timestamp) -> bool {
-    !live.is_open || (live.sessions == 0 && left(since, policy.overlap, now).is_zero())
+    !live.is_open || (live.sessions == 0 && !live.is_held && left(since, policy.overlap, now).is_zero())
 }
 
 /// In how long a role has to be looked at. `before` is the login that the
@@ -115,9 +117,10 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const POLICY: Policy = Policy { interval: Some(Duration::from_secs(100 * 3600)), overlap: HOUR };
     const START: Timestamp = Timestamp::constant(1_000_000, 0);
-    const SHUT: Live = Live { is_open: false, sessions: 0 };
-    const IDLE: Live = Live { is_open: true, sessions: 0 };
-    const USED: Live = Live { is_open: true, sessions: 2 };
+    const SHUT: Live = Live { is_open: false, sessions: 0, is_held: false };
+    const IDLE: Live = Live { is_open: true, ..SHUT };
+    const USED: Live = Live { sessions: 2, ..IDLE };
+    const HELD: Live = Live { is_held: true, ..IDLE };
 
     fn after(hours: i64) -> Timestamp {
         START + SignedDuration::from_hours(hours)
@@ -136,6 +139,7 @@ mod tests {
     #[case::the_request_was_taken_back(None, Some("1"), SHUT, 50, Step::Keep)]
     #[case::the_other_is_within_its_time(Some("1"), None, IDLE, 0, Step::Wait)]
     #[case::the_other_is_in_use(Some("1"), None, USED, 50, Step::Wait)]
+    #[case::pods_know_the_other(Some("1"), None, HELD, 50, Step::Wait)]
     #[case::the_other_is_over(Some("1"), None, IDLE, 50, Step::Publish(Slot::B))]
     fn a_published_role_changes_when_it_should(
         #[case] asked: Option<&str>,

@@ -28,16 +28,31 @@ const AFTER_DRIFT: Duration = Duration::from_secs(60);
 pub fn drift(database: &Database, provisioned: &Provisioned) -> Option<Finding> {
     let conditions = database.status.as_ref().map(|status| &status.conditions[..]).unwrap_or_default();
     let was_provisioned = conditions::is_true(conditions, types::PROVISIONED, database.metadata.generation);
-    if !was_provisioned || provisioned.differences.is_empty() {
+    let is_left = |difference: &&String| provisioned.left.iter().any(|left| left.difference == **difference);
+    let repaired: Vec<&str> =
+        provisioned.differences.iter().filter(|found| !is_left(found)).map(String::as_str).collect();
+    if !was_provisioned || repaired.is_empty() {
         return None;
     }
-    let message = format!("put right on the server: {}", provisioned.differences.join("; "));
+    let message = format!("put right on the server: {}", repaired.join("; "));
     // True means that there was a difference, which is why the state says good.
     Some(Finding {
         condition: types::DRIFT_DETECTED,
         state: State::Good,
         reason: Reason::DriftRepaired,
         message: message.chars().take(1000).collect(),
+    })
+}
+
+/// What could not be put right: the server lets in more than the spec says, or
+/// less, and a person has to see to it.
+fn left(provisioned: &Provisioned) -> Option<Finding> {
+    let said: Vec<String> =
+        provisioned.left.iter().map(|left| format!("{} ({})", left.difference, left.cause)).collect();
+    let message = format!("not undone on the server: {}", said.join("; "));
+    (!said.is_empty()).then(|| {
+        let message: String = message.chars().take(1000).collect();
+        Finding::failed(types::PROVISIONED, Reason::DriftNotRepaired, message)
     })
 }
 
@@ -50,6 +65,7 @@ pub fn verified(
     drift: Option<&Finding>,
 ) -> Verified {
     let server = &provisioned.server;
+    let left = left(provisioned);
     let database = validated.desired.names.database.as_str();
     let bound = validated.bound.clone().unwrap_or_else(|| Server {
         class: validated.access.class.clone(),
@@ -68,9 +84,16 @@ pub fn verified(
             waiting.join(" and ")
         );
     }
-    let mut provisioned = format!("database {database} is on {}", validated.access.admin);
+    for (role, services) in &settled.held {
+        let _ = write!(
+            credentials,
+            "; the login before of {role:?} stays open for pods that started before the last rotation, of Service {}",
+            services.join(", ")
+        );
+    }
+    let mut message = format!("database {database} is on {}", validated.access.admin);
     if server.leaves_public_open() {
-        provisioned.push_str(
+        message.push_str(
             "; schema public stays open to its roles, which only a superuser can change before PostgreSQL 15",
         );
     }
@@ -79,12 +102,13 @@ pub fn verified(
             types::SERVER_REACHABLE,
             format!("PostgreSQL {} answers at {}", server.version, validated.access.admin),
         ),
-        Finding::good(types::PROVISIONED, provisioned),
+        left.clone().unwrap_or_else(|| Finding::good(types::PROVISIONED, message)),
         Finding::good(types::CREDENTIALS_READY, credentials),
     ];
     findings.extend(drift.cloned());
     // Then a look that finds no difference withdraws the condition.
-    let due = settled.due.into_iter().chain(drift.map(|_| AFTER_DRIFT)).min();
+    let is_drift = drift.is_some() || left.is_some();
+    let due = settled.due.into_iter().chain(is_drift.then_some(AFTER_DRIFT)).min();
     Verified {
         findings,
         status: DatabaseStatus {

@@ -15,6 +15,7 @@ use peristyle_crds::{
 
 use super::{
     observe::{Observed, name_on_server},
+    record,
     rotation::Policy,
 };
 use crate::{
@@ -89,6 +90,9 @@ pub enum Invalid {
     /// Two roles would share one Secret.
     #[error("spec.roles: {0:?} is the secretName of two roles; give each its own")]
     SharedSecret(String),
+    /// A role would share its Secret with what the operator writes down.
+    #[error("spec.roles: {0:?} as secretName is kept for the operator; choose another")]
+    ReservedSecret(String),
     /// Another Database has the name.
     #[error(
         "spec.name: {name} belongs to {}; create this Database again with another name",
@@ -125,6 +129,7 @@ impl Classified for Invalid {
             Self::Class(ClassError::Ambiguous(_))
             | Self::Name(_)
             | Self::SharedSecret(_)
+            | Self::ReservedSecret(_)
             | Self::Claimed { .. }
             | Self::Rotation { .. } => Class::Terminal,
             Self::Target { source, .. } => source.class(),
@@ -137,7 +142,9 @@ impl Classified for Invalid {
             Self::Class(ClassError::Ambiguous(_)) => Reason::ClassAmbiguous,
             Self::ClassNotReady { .. } => Reason::ServerUnreachable,
             Self::Target { source, .. } => source.reason(),
-            Self::Name(_) | Self::SharedSecret(_) | Self::Rotation { .. } => Reason::Invalid,
+            Self::Name(_) | Self::SharedSecret(_) | Self::ReservedSecret(_) | Self::Rotation { .. } => {
+                Reason::Invalid
+            }
             Self::Claimed { .. } => Reason::DatabaseConflict,
             Self::NoCluster => Reason::Progressing,
         }
@@ -157,7 +164,7 @@ impl Classified for Invalid {
 /// [`Invalid`], which also says when it may come by itself.
 pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, Invalid> {
     let names = Names::new(&name_on_server(database))?;
-    let secrets = secrets(database, observed)?;
+    let secrets = secrets(database, observed.is_reader_bound)?;
     let bound = database.status.as_ref().and_then(|status| status.server.clone());
     let class = choose(database, bound.as_ref(), observed)?;
     let access = target::access(&class, &observed.system_namespace)
@@ -186,13 +193,14 @@ pub fn validate(database: &Database, observed: &Observed) -> Result<Validated, I
             .unwrap_or_else(|| access.workloads.clone()),
         class,
         access,
-        bound,
         desired: Desired {
             names,
             marker,
             logins,
             adopts: database.spec.adopt.unwrap_or_default() == Adopt::IfMarked,
+            was_made: bound.is_some(),
         },
+        bound,
         secrets,
     })
 }
@@ -255,11 +263,14 @@ fn role(database: &Database, name: RoleName) -> Option<&Role> {
 }
 
 /// The Secret of each role that needs a login: nobody gets a reader unasked.
-fn secrets(database: &Database, observed: &Observed) -> Result<BTreeMap<RoleName, String>, Invalid> {
+///
+/// # Errors
+/// When two roles would share one.
+pub fn secrets(database: &Database, is_reader_bound: bool) -> Result<BTreeMap<RoleName, String>, Invalid> {
     let mut secrets: BTreeMap<RoleName, String> = BTreeMap::new();
     for name in ROLES {
         let spec = role(database, name);
-        if name == RoleName::Reader && spec.is_none() && !observed.is_reader_bound {
+        if name == RoleName::Reader && spec.is_none() && !is_reader_bound {
             continue;
         }
         let suffix = match name {
@@ -270,6 +281,9 @@ fn secrets(database: &Database, observed: &Observed) -> Result<BTreeMap<RoleName
         let secret = spec
             .and_then(|role| role.secret_name.clone())
             .unwrap_or_else(|| format!("{}-{suffix}", database.name_any()));
+        if secret == record::name(&database.name_any()) {
+            return Err(Invalid::ReservedSecret(secret));
+        }
         if secrets.values().any(|other| *other == secret) {
             return Err(Invalid::SharedSecret(secret));
         }
@@ -403,6 +417,9 @@ mod tests {
         let roles = json!({"roles": {"writer": {"secretName": "s"}, "owner": {"secretName": "s"}}});
         let error = validate(&database(&roles, &json!({})), &observed(&classes)).unwrap_err();
         assert!(error.to_string().contains("spec.roles: \"s\""), "{error}");
+        let roles = json!({"roles": {"writer": {"secretName": "orders-db-slots"}}});
+        let error = validate(&database(&roles, &json!({})), &observed(&classes)).unwrap_err();
+        assert!(matches!(&error, Invalid::ReservedSecret(name) if name == "orders-db-slots"), "{error}");
     }
 
     #[test]

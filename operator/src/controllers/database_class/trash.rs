@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::ResourceExt;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
     duration::{self, InvalidDuration},
     v1alpha1::DatabaseClass,
 };
 
-use super::{BELIEVED, Error, Inputs, target};
+use super::{Error, Inputs, target};
 use crate::{
     conditions::{Finding, State},
     context::Context,
@@ -26,6 +26,8 @@ use crate::{
 
 /// How long what is in the trash can be restored.
 const RETENTION: Duration = Duration::from_secs(168 * 3600);
+/// How long a look into the trash is believed.
+const BELIEVED: Duration = Duration::from_secs(4 * 3600);
 /// How often what cannot be dropped is tried again.
 const RETRY: Duration = Duration::from_secs(600);
 /// The shortest delay before the next look, and the longest.
@@ -67,6 +69,8 @@ pub async fn look(
 ) -> Result<Look, Error> {
     let name = class.name_any();
     let bound = super::bound(ctx, class).iter().filter_map(|database| database.uid()).collect();
+    let classes = ctx.stores.database_classes.store();
+    looks.lock().retain(|name, _| classes.get(&ObjectRef::new(name)).is_some());
     let last = looks.lock().get(&name).filter(|look| look.inputs == inputs).cloned();
     if let Some(last) = last.filter(|look| look.bound.is_subset(&bound) && !look.is_over()) {
         let look = Look { bound, ..last };
@@ -78,9 +82,8 @@ pub async fn look(
         return Ok(Look { inputs, at: Instant::now(), bound, due, kept: Vec::new() });
     };
     let access = target::access(class, &ctx.config.namespace)?;
-    ctx.servers.check(&access.admin)?;
-    let target = target::fetch(ctx, &access).await?;
-    let session = ctx.servers.session(target).await?;
+    let turn = ctx.servers.turn(&access.admin).await?;
+    let session = turn.session(target::fetch(ctx, &access).await?);
     let keeper = marker::keeper(&cluster, &name);
     let Trash { next, kept } = empty_trash(&session, &keeper, retention(class)?).await?;
     let next = next.into_iter().chain((!kept.is_empty()).then_some(RETRY)).min();

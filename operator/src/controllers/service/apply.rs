@@ -7,7 +7,13 @@ use peristyle_crds::{
     v1alpha1::{Service, service::InventoryItem},
 };
 
-use super::build::{Desired, Workload, network::EdgeErrorsBackend};
+use super::{
+    build::{
+        Desired, Workload,
+        network::{EdgeErrorsBackend, edge_errors},
+    },
+    observe::EdgeErrors,
+};
 use crate::{
     apply::{Child, Error},
     context::Context,
@@ -74,6 +80,28 @@ pub async fn withdraw(ctx: &Context, owner: &Owner, edge: &Edge) -> Result<(), E
     Ok(())
 }
 
+/// Applies what refuses, where something of the Service is served: what a new
+/// spec closes is closed before anything else of it can fail.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn fence(
+    ctx: &Context,
+    owner: &Owner,
+    edge: &Edge,
+    pods: Option<&EdgeErrors>,
+) -> Result<(), Error> {
+    if edge.fences.is_empty() || mine(&ctx.stores.ingress_routes, owner).is_empty() {
+        return Ok(());
+    }
+    let mut writer = Writer::new(ctx, owner);
+    writer.edge_errors(&edge_errors(owner, pods)).await?;
+    for fence in &edge.fences {
+        writer.apply(&ctx.stores.ingress_routes, fence).await?;
+    }
+    Ok(())
+}
+
 /// Applies what protects the pods and nothing else.
 ///
 /// # Errors
@@ -110,11 +138,8 @@ pub async fn apply(
     }
     writer.apply_unless_ignored(&stores.service_accounts, service_account).await?;
     writer.apply_unless_ignored(&stores.core_services, core_service).await?;
-    if let Some(EdgeErrorsBackend { service, endpoint_slice }) = edge_errors {
-        writer.apply(&stores.core_services, service).await?;
-        if let Some(slice) = endpoint_slice {
-            writer.apply(&stores.endpoint_slices, slice).await?;
-        }
+    if let Some(backend) = edge_errors {
+        writer.edge_errors(backend).await?;
     }
     if let Some(budget) = disruption_budget {
         writer.apply_unless_ignored(&stores.disruption_budgets, budget).await?;
@@ -131,13 +156,14 @@ pub async fn apply(
     }
     writer.prune(&stores.network_policies).await?;
     writer.prune_unless_ignored(&stores.disruption_budgets).await?;
-    // They let nobody in by themselves, and a restart must not make them twice.
-    if !edge.is_provisional {
-        writer.prune(&stores.middlewares).await?;
-        writer.prune(&stores.servers_transports).await?;
-    }
-    // Routes that are not in the caches yet may still lead to these.
+    // Routes that are not in the caches yet may still lead to what is not rendered
+    // without them: a router that loses its middleware serves nobody.
     if has_traefik {
+        // They let nobody in by themselves, and a restart must not make them twice.
+        if !edge.is_provisional {
+            writer.prune(&stores.middlewares).await?;
+            writer.prune(&stores.servers_transports).await?;
+        }
         writer.prune(&stores.endpoint_slices).await?;
         writer.prune(&stores.core_services).await?;
     }
@@ -190,14 +216,29 @@ impl<'a> Writer<'a> {
         }
     }
 
+    async fn edge_errors(&mut self, backend: &EdgeErrorsBackend) -> Result<(), Error> {
+        let EdgeErrorsBackend { service, endpoint_slice } = backend;
+        self.apply(&self.ctx.stores.core_services, service).await?;
+        if let Some(slice) = endpoint_slice {
+            self.apply(&self.ctx.stores.endpoint_slices, slice).await?;
+        }
+        Ok(())
+    }
+
     /// Children of a deleted owner vanish from the caches before the owner may:
     /// asked once before the first creation, so that none of them, above all no
     /// hook, comes back after the end.
     async fn owner_is_there(&mut self) -> Result<(), Error> {
-        if self.is_owner_seen {
+        let Owner { namespace, name, reference, .. } = self.owner;
+        // One of which nothing was reported yet had no children that could come back.
+        let is_new = |owner: &Service| {
+            let is_reported = owner.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
+            owner.uid().as_ref() == Some(&reference.uid) && !is_reported
+        };
+        let cached = self.ctx.stores.services.get(namespace, name);
+        if self.is_owner_seen || cached.is_some_and(|owner| is_new(&owner)) {
             return Ok(());
         }
-        let Owner { namespace, name, reference, .. } = self.owner;
         let services: Api<Service> = Api::namespaced(self.ctx.client.clone(), namespace);
         let found = bounded(services.get_metadata_opt(name))
             .await

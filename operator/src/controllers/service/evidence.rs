@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use peristyle_crds::{
     condition::{Reason, types},
@@ -31,6 +32,7 @@ use crate::{
         traefik::{Loaded, Traefik},
     },
     metadata::Owner,
+    watch::Watched,
 };
 
 /// First and longest wait before an edge that has not followed is asked again.
@@ -56,7 +58,8 @@ pub async fn gather(
         routes.problems.push(waiting(Reason::PropagatingRoutes, "the routes are being published".to_owned()));
         return None;
     };
-    let before = ctx.proofs.of(&key).unwrap_or_default();
+    let uid = service.uid().unwrap_or_default();
+    let before = ctx.proofs.of(&key, &uid).unwrap_or_default();
     let ready = look.ready_addresses();
     let is_same = before.mark == mark && before.waits == 0;
     let has_servers = ready.is_empty() || !before.servers.is_disjoint(&ready);
@@ -64,15 +67,15 @@ pub async fn gather(
         return None;
     }
 
-    let mut known = Known { mark, ..Known::default() };
+    let mut known = Known { uid, mark, ..Known::default() };
     let (mut problems, mut is_unknown) = (Vec::new(), false);
     let status = service.status.clone().unwrap_or_default();
     // What was said before the operator restarted is said until it is known better.
     let was_programmed = is_true(&status.conditions, types::ROUTES_PROGRAMMED, service.metadata.generation);
     for class in &classes {
-        match look.loaded(class, &ready).await {
-            Ok(servers) => known.servers.extend(servers),
-            Err(problem) => problems.push(waiting(Reason::PropagatingRoutes, problem)),
+        match ctx.proofs.patience.ask(&class.name_any(), look.loaded(class, &ready)).await {
+            Ok(Ok(servers)) => known.servers.extend(servers),
+            Ok(Err(problem)) | Err(problem) => problems.push(waiting(Reason::PropagatingRoutes, problem)),
         }
         for route in routes.routes.iter().filter(|route| route.class == class.name_any()) {
             match look.proof(class, route, problems.is_empty()).await {
@@ -128,6 +131,37 @@ fn problem(proof: &Proof) -> Option<Finding> {
     }
 }
 
+/// The core Services in `system`, the operator's namespace, at which an edge of
+/// `class` is asked. What lies elsewhere is not seen.
+#[must_use]
+pub fn edge_services(class: &EdgeClass, system: &str) -> BTreeSet<String> {
+    let api = api_url(class).and_then(|url| url.split_once("://")).map(|(_, address)| address);
+    let probe = class.spec.probe.as_ref().map(|probe| probe.address.as_str());
+    let service = |address: &str| {
+        let mut labels = address.rsplit_once(':').map_or(address, |(host, _)| host).split('.');
+        let service = labels.next()?.to_owned();
+        labels.next().is_none_or(|namespace| namespace == system).then_some(service)
+    };
+    api.into_iter().chain(probe).filter_map(service).collect()
+}
+
+/// Host and port of every ready pod behind a core Service, as the edge writes them.
+fn addresses(slices: &Watched<EndpointSlice>, namespace: &str, service: &str) -> BTreeSet<String> {
+    let slices = slices.labelled(namespace, SLICE_SERVICE_LABEL, service);
+    let mut addresses = BTreeSet::new();
+    for slice in &slices {
+        let ports: Vec<i32> = slice.ports.iter().flatten().filter_map(|port| port.port).collect();
+        let ready = slice.endpoints.iter().filter(|endpoint| {
+            endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true))
+        });
+        for address in ready.flat_map(|endpoint| &endpoint.addresses) {
+            let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
+            addresses.extend(ports.iter().map(|port| format!("{host}:{port}")));
+        }
+    }
+    addresses
+}
+
 struct Look<'a> {
     ctx: &'a Context,
     owner: &'a Owner,
@@ -157,29 +191,18 @@ impl Look<'_> {
         }
         for class in classes {
             add(&format!("{:?} {:?} {:?}", class.uid(), class.spec.probe, class.spec.traefik));
+            // A pod that is new has shown nothing yet.
+            let (slices, system) = (&stores.system_endpoint_slices, &self.ctx.config.namespace);
+            for service in edge_services(class, system) {
+                add(&format!("{:?}", addresses(slices, system, &service)));
+            }
         }
         Some(hex::encode(hasher.finalize()))
     }
 
     /// Host and port of every ready pod of the workload, as the edge writes them.
     fn ready_addresses(&self) -> BTreeSet<String> {
-        let slices = self.ctx.stores.endpoint_slices.labelled(
-            &self.owner.namespace,
-            SLICE_SERVICE_LABEL,
-            &self.owner.name,
-        );
-        let mut addresses = BTreeSet::new();
-        for slice in &slices {
-            let ports: Vec<i32> = slice.ports.iter().flatten().filter_map(|port| port.port).collect();
-            let ready = slice.endpoints.iter().filter(|endpoint| {
-                endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true))
-            });
-            for address in ready.flat_map(|endpoint| &endpoint.addresses) {
-                let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
-                addresses.extend(ports.iter().map(|port| format!("{host}:{port}")));
-            }
-        }
-        addresses
+        addresses(&self.ctx.stores.endpoint_slices, &self.owner.namespace, &self.owner.name)
     }
 
     /// The addresses of the workload that every pod of the edge has.
@@ -228,10 +251,33 @@ impl Look<'_> {
         };
         let verdict = if is_asked {
             let target = Target { address: &probe.address, scheme: class.spec.probe_scheme(), host };
-            probe::ask(&target, &witnesses(&allowed, &route.paths, route.backend.speaks)).await
+            let witnesses = witnesses(&allowed, &route.paths, route.backend.speaks);
+            let question = probe::ask(&target, &witnesses);
+            let asked = self.ctx.proofs.patience.ask(&class.name_any(), question).await;
+            asked.unwrap_or_else(Verdict::Unproven)
         } else {
             Verdict::Unproven("not asked before the edge has the routes".to_owned())
         };
         Some(Ok(Proof { host: host.to_owned(), hash: hash.clone(), verdict }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pods_of_an_edge_are_found_by_the_addresses_at_which_it_is_asked() {
+        let class: EdgeClass = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "public"},
+            "spec": {
+                "provider": "Traefik", "hosts": {"template": "{service}.{namespace}.test"},
+                "traefik": {"entryPoints": ["web"], "apiURL": "http://traefik-pods.system.svc.cluster.local:8082"},
+                "probe": {"address": "traefik.elsewhere.svc:8000"}
+            }
+        }))
+        .unwrap();
+        assert_eq!(edge_services(&class, "system"), ["traefik-pods".to_owned()].into());
+        assert_eq!(edge_services(&class, "elsewhere"), ["traefik".to_owned()].into());
     }
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     auth::{
+        id_token::{self, Verification},
         protection::{self, Protection},
         world::Snapshot,
     },
@@ -55,6 +56,8 @@ pub struct Observed {
     pub missing: Vec<String>,
     /// For each expose entry, by name.
     pub exposes: BTreeMap<String, ExposeView>,
+    /// How the workload verifies the gate's tokens, if it gets any.
+    pub verification: Option<Verification>,
     /// Pods of the error backend.
     pub edge_errors: Option<EdgeErrors>,
     /// Whether the API server serves Traefik's kinds.
@@ -143,6 +146,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
         Reference::ConfigMap(name) => stores.config_maps.get(&owner.namespace, name).is_none(),
     };
     let has_traefik = stores.traefik_is_ready_within(Duration::ZERO).await;
+    let (exposes, verification) = exposes(ctx, service, owner);
     Observed {
         default_replicas: ctx.config.default_replicas,
         databases: databases.collect(),
@@ -154,7 +158,8 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
             .filter(is_absent)
             .map(|reference| reference.to_string())
             .collect(),
-        exposes: exposes(ctx, service, owner),
+        exposes,
+        verification,
         edge_errors: edge_errors(ctx),
         has_traefik,
     }
@@ -224,9 +229,13 @@ pub fn edge(class: &EdgeClass, system: &str) -> Peer {
     Peer::Pods { namespace: pods.namespace, labels: pods.match_labels }
 }
 
-fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, ExposeView> {
+fn exposes(
+    ctx: &Context,
+    service: &Service,
+    owner: &Owner,
+) -> (BTreeMap<String, ExposeView>, Option<Verification>) {
     if service.spec.expose.is_empty() {
-        return BTreeMap::new();
+        return Default::default();
     }
     let snapshot = Snapshot::take(&ctx.stores);
     let claims = snapshot.claims();
@@ -255,7 +264,8 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> BTreeMap<String, 
             protection: protection::decide(&world, &ctx.publications, service, expose).into(),
         }
     };
-    service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose))).collect()
+    let views = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose)));
+    (views.collect(), id_token::verification(&world, service))
 }
 
 /// The one place where the words of the policies become those of the routes.
@@ -263,7 +273,7 @@ impl From<Protection> for RouteProtection {
     fn from(protection: Protection) -> Self {
         match protection {
             Protection::None => Self::None,
-            Protection::Unknown { policy: _, hash } => Self::Unknown { hash },
+            Protection::Unknown { policy: _, hash, decisions_url } => Self::Unknown { hash, decisions_url },
             Protection::Pending { policy, reason, message } => {
                 Self::Pending { reason, message: format!("AuthPolicy {policy}: {message}") }
             }

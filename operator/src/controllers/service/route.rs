@@ -71,8 +71,11 @@ pub fn routes(service: &Service, observed: &Observed) -> Routes {
         routes.problems.push(Finding::waiting(
             CONDITION,
             Reason::Unavailable,
-            "the API server does not serve traefik.io/v1alpha1; install Traefik's CustomResourceDefinitions",
+            "traefik.io/v1alpha1 cannot be watched; install Traefik's CustomResourceDefinitions, \
+            or grant what the operator's /readyz names",
         ));
+        // Or one of its kinds is late: what is served goes on meanwhile.
+        routes.is_provisional = true;
         return routes;
     }
     if observed.edge_errors.is_none() {
@@ -116,13 +119,19 @@ impl Entry<'_> {
         routes.is_provisional |= self.expose.auth_mode() == AuthMode::Required
             && matches!(protection, RouteProtection::Unknown { .. });
         routes.problems.extend(refused.iter().map(|refusal| self.refusal(refusal)));
-        let (backend, paths) = match (self.backend(), self.paths()) {
-            (Ok(backend), Ok(paths)) => (backend, paths),
-            (Err(message), _) | (_, Err(message)) => {
-                routes.problems.push(invalid(message));
-                return;
-            }
+        // What cannot be served is refused all the same: without its fence a call
+        // would fall through to a wider entry of the host.
+        let (paths, unsafe_path) = self.paths();
+        let (backend, no_backend) = match self.backend() {
+            Ok(backend) => (backend, None),
+            Err(message) => (Backend::default(), Some(message)),
         };
+        let unusable: Vec<String> = no_backend.into_iter().chain(unsafe_path).collect();
+        let is_usable = unusable.is_empty();
+        routes.problems.extend(unusable.into_iter().map(invalid));
+        if paths.is_empty() {
+            return;
+        }
         let mut withheld = None;
         for (name, HostView { url, serving }) in hosts {
             let host = match Host::parse(name) {
@@ -144,18 +153,19 @@ impl Entry<'_> {
                     // Not even a fence: it would stand beside the other entry's.
                     continue;
                 }
+                (None, _) if !is_usable => Guard::Withheld,
                 (None, AuthMode::Public) => Guard::Open,
                 (None, AuthMode::Required) => Guard::required(protection, serving.as_ref()),
             };
             taken.extend(claims);
-            if guard == Guard::Withheld {
-                withheld = self.withheld_because(protection);
-            } else {
+            if guard != Guard::Withheld {
                 routes.urls.push(RouteUrl {
                     name: self.expose.name.clone(),
                     url: format!("{url}{}", paths.first().map_or("", RoutePath::as_str)),
                     class: class.clone(),
                 });
+            } else if is_usable {
+                withheld = self.withheld_because(protection);
             }
             routes.routes.push(Route {
                 expose: self.expose.name.clone(),
@@ -217,13 +227,19 @@ impl Entry<'_> {
         Ok(Backend { service: self.service.name_any(), port: port.service_port(), speaks })
     }
 
-    fn paths(&self) -> Result<Vec<RoutePath>, String> {
-        let paths: Result<BTreeSet<_>, _> = self.expose.paths.iter().map(RoutePath::parse).collect();
-        let mut paths = paths.map_err(|error| format!("{}.paths: {error}", self.field))?;
-        if paths.is_empty() {
-            paths.insert(RoutePath::All);
+    /// The paths that can be matched, and what is wrong with one that cannot.
+    fn paths(&self) -> (Vec<RoutePath>, Option<String>) {
+        if self.expose.paths.is_empty() {
+            return (vec![RoutePath::All], None);
         }
-        Ok(paths.into_iter().collect())
+        let (mut paths, mut problem) = (BTreeSet::new(), None);
+        for path in &self.expose.paths {
+            match RoutePath::parse(path) {
+                Ok(path) => drop(paths.insert(path)),
+                Err(error) => problem = Some(format!("{}.paths: {error}", self.field)),
+            }
+        }
+        (paths.into_iter().collect(), problem)
     }
 
     fn refusal(&self, refusal: &Refusal) -> Finding {
@@ -236,6 +252,8 @@ impl Entry<'_> {
                 Finding::stalled(CONDITION, Reason::ClassAmbiguous, message)
             }
             Refusal::NotAllowed { .. } => Finding::stalled(CONDITION, Reason::HostNotAllowed, message),
+            // It goes with its owner, sooner or later.
+            Refusal::Standing { .. } => Finding::waiting(CONDITION, Reason::HostConflict, message),
             Refusal::Taken { .. } => Finding::stalled(CONDITION, Reason::HostConflict, message),
         }
     }

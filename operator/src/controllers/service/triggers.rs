@@ -1,18 +1,27 @@
 //! What makes the operator look at a Service again, besides its own changes.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     names::{DATABASE_LABEL, SERVICE_LABEL},
-    v1alpha1::{Database, Service, service::AccessMode},
+    v1alpha1::{Database, EdgeClass, Service, service::AccessMode},
 };
 
 use super::{
+    evidence::edge_services,
     observe::SLICE_SERVICE_LABEL,
     peers,
     references::{Reference, mentions},
 };
-use crate::{auth::publications::Publications, stores::Stores, watch::concerned};
+use crate::{
+    auth::publications::Publications,
+    edge::{claims::Claims, standing},
+    stores::Stores,
+    watch::concerned,
+};
 
 /// All of them.
 #[must_use]
@@ -22,6 +31,7 @@ pub fn all(
     edge_errors: &str,
 ) -> Vec<BoxStream<'static, ObjectRef<Service>>> {
     let edge_errors = edge_errors.to_owned();
+    let edge_classes = stores.edge_classes.store().clone();
     let services = &stores.services;
     vec![
         stores.deployments.owners(SERVICE_LABEL),
@@ -39,7 +49,9 @@ pub fn all(
         stores.services.concerning(services, |target, service| peers::depends(service, target)),
         called(stores),
         // A host may have been claimed or given up.
-        concerned(stores.services.spec_changes(), services, |(), service| is_exposed(service)),
+        concerned(standing::claimed(stores), services, |(), service| is_exposed(service)),
+        // Or the routes of its last owner are gone at last.
+        freed(stores),
         stores.secrets.concerning(services, |secret, service| {
             is_local(secret, service)
                 && (mentions(service, &Reference::Secret(secret.name_any())) || reads(service, secret))
@@ -58,9 +70,18 @@ pub fn all(
         stores.edge_classes.concerning(services, |_, service| is_exposed(service)),
         stores.namespaces.concerning(services, |_, service| is_exposed(service)),
         stores.system_endpoint_slices.concerning(services, move |slice, service| {
-            slice.labels().get(SLICE_SERVICE_LABEL) == Some(&edge_errors) && is_exposed(service)
+            is_exposed(service)
+                && slice.labels().get(SLICE_SERVICE_LABEL).is_some_and(|name| {
+                    *name == edge_errors || is_of_an_edge(&edge_classes.state(), slice, name)
+                })
         }),
     ]
+}
+
+/// Whether the core Service `name` of `slice` is one at which an edge is asked.
+fn is_of_an_edge(classes: &[Arc<EdgeClass>], slice: &EndpointSlice, name: &str) -> bool {
+    let system = slice.namespace().unwrap_or_default();
+    classes.iter().any(|class| edge_services(class, &system).contains(name))
 }
 
 fn is_local<K: kube::Resource>(object: &K, service: &Service) -> bool {
@@ -69,6 +90,14 @@ fn is_local<K: kube::Resource>(object: &K, service: &Service) -> bool {
 
 fn is_exposed(service: &Service) -> bool {
     !service.spec.expose.is_empty()
+}
+
+fn freed(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
+    let classes = stores.edge_classes.store().clone();
+    concerned(standing::freed(stores), &stores.services, move |hosts, service| {
+        let classes = classes.state();
+        hosts.iter().any(|host| Claims::wants(&classes, service, host))
+    })
 }
 
 fn uses(database: &Database, service: &Service) -> bool {

@@ -21,7 +21,10 @@ use peristyle_crds::{
 
 use self::{access::Peers, hook::ValidHook, lifetime::Shutdown, probe::Probes};
 use super::observe::Observed;
-use crate::conditions::Finding;
+use crate::{
+    conditions::Finding,
+    retry::{Class, Classified},
+};
 
 /// Port of a Service that names none.
 pub const DEFAULT_PORT: i32 = 50051;
@@ -38,6 +41,16 @@ pub struct Invalid {
     pub problem: String,
     /// What to do.
     pub remedy: String,
+}
+
+impl Classified for Invalid {
+    fn class(&self) -> Class {
+        Class::Terminal
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Invalid
+    }
 }
 
 /// What can be built.

@@ -15,7 +15,7 @@ use peristyle_crds::condition::{Reason, types};
 
 use self::cause::{Cause, Weight};
 use super::apply::HookState;
-use crate::conditions::Finding;
+use crate::conditions::{Finding, State};
 
 const CONDITION: &str = types::WORKLOAD_AVAILABLE;
 
@@ -39,7 +39,6 @@ pub fn finding(
     deployment: Option<&Deployment>,
     hooks: &HookState,
     holds: &[Finding],
-    image: &str,
     pods: &[&Pod],
 ) -> Finding {
     match hooks {
@@ -66,10 +65,14 @@ pub fn finding(
     }
     match (holds.first(), deployment) {
         (Some(hold), None) => Finding::waiting(CONDITION, hold.reason, hold.message.clone()),
-        (Some(hold), Some(_)) if hold.condition == CONDITION => {
+        (Some(hold), Some(deployment)) if hold.condition == CONDITION => {
+            let running = running(deployment, pods);
+            if running.state == State::Failed {
+                return running;
+            }
             Finding::waiting(CONDITION, hold.reason, format!("{}; the running pods are kept", hold.message))
         }
-        (_, Some(deployment)) => running(deployment, image, pods),
+        (_, Some(deployment)) => running(deployment, pods),
         (None, None) => Finding::waiting(CONDITION, Reason::RolloutInProgress, "no Deployment yet"),
     }
 }
@@ -122,10 +125,19 @@ impl Progress {
     }
 }
 
-fn running(deployment: &Deployment, image: &str, pods: &[&Pod]) -> Finding {
+/// What the pods run, which is not what the spec says while they are held back.
+fn image(deployment: &Deployment) -> &str {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let name = deployment.metadata.name.as_deref();
+    let main = pod.and_then(|pod| pod.containers.iter().find(|c| Some(c.name.as_str()) == name));
+    main.and_then(|container| container.image.as_deref()).unwrap_or_default()
+}
+
+fn running(deployment: &Deployment, pods: &[&Pod]) -> Finding {
     let progress = Progress::of(deployment);
     let desired = progress.desired;
     if progress.is_done() {
+        let image = image(deployment);
         let message = match desired {
             0 => "scaled to zero".to_owned(),
             1 => format!("1 pod runs {image}"),
@@ -185,12 +197,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::conditions::State;
 
     fn deployment(status: &Value) -> Deployment {
         serde_json::from_value(json!({
             "metadata": {"name": "orders", "generation": 2},
-            "spec": {"replicas": 2, "selector": {}, "template": {}},
+            "spec": {"replicas": 2, "selector": {}, "template": {"spec": {"containers": [
+                {"name": "proxy", "image": "r.test/p:1"}, {"name": "orders", "image": "r.test/o:1"}]}}},
             "status": status
         }))
         .unwrap()
@@ -213,7 +225,7 @@ mod tests {
 
     fn judged(status: &Value, pods: &[Pod]) -> Finding {
         let pods: Vec<&Pod> = pods.iter().collect();
-        finding(Some(&deployment(status)), &HookState::Done, &[], "r.test/o:1", &pods)
+        finding(Some(&deployment(status)), &HookState::Done, &[], &pods)
     }
 
     fn starting() -> Value {
@@ -228,6 +240,18 @@ mod tests {
     #[case::between_two_crashes(
         container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 1}}), 3),
         State::Failed, Reason::CrashLoopBackOff, "orders-a: CrashLoopBackOff (exit 1), 3 restarts"
+    )]
+    #[case::success_that_is_started_again(
+        container(&json!({"waiting": {"reason": "CrashLoopBackOff"}}), &json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), 3),
+        State::Failed, Reason::CrashLoopBackOff, "orders-a: CrashLoopBackOff (exit 0), 3 restarts"
+    )]
+    #[case::between_two_successes(
+        container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), 3),
+        State::Failed, Reason::CrashLoopBackOff, "orders-a: CrashLoopBackOff (exit 0), 3 restarts"
+    )]
+    #[case::first_success(
+        container(&json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), &json!({}), 0),
+        State::Waiting, Reason::RolloutInProgress, "orders: 1 of 2 pods are available"
     )]
     #[case::first_crash(
         container(&json!({"terminated": {"exitCode": 1}}), &json!({}), 0),
@@ -399,25 +423,36 @@ mod tests {
         };
         let last = ended("orders-migrate-1-a", "2026-01-01T00:01:00Z", "starting\nno such table\n");
         let first = ended("orders-migrate-1-b", "2026-01-01T00:00:00Z", "timeout\n");
-        let with_pod = finding(None, &failed, &[], "x", &[&last, &first]);
+        let with_pod = finding(None, &failed, &[], &[&last, &first]);
         assert_eq!(with_pod.state, State::Stalled);
         assert_eq!(
             with_pod.message,
             "hook migrate (Job orders-migrate-1) failed: orders-migrate-1-a: exit 2: no such table; change the image or the hook to run it again"
         );
-        let without = finding(None, &failed, &[], "x", &[]);
+        let without = finding(None, &failed, &[], &[]);
         assert!(without.message.contains("failed: BackoffLimitExceeded"), "{}", without.message);
     }
 
     #[test]
     fn what_is_missing_holds_the_first_rollout_and_keeps_a_running_one() {
         let hold = Finding::waiting(CONDITION, Reason::ReferenceMissing, "Secret s does not exist");
-        let first = finding(None, &HookState::Held, std::slice::from_ref(&hold), "x", &[]);
+        let first = finding(None, &HookState::Held, std::slice::from_ref(&hold), &[]);
         assert_eq!(first.message, "Secret s does not exist");
         let good =
             json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
-        let later = finding(Some(&deployment(&good)), &HookState::Held, &[hold], "x", &[]);
+        let judge = |status: &Value, hold: &Finding, pods: &[&Pod]| {
+            finding(Some(&deployment(status)), &HookState::Held, std::slice::from_ref(hold), pods)
+        };
+        let later = judge(&good, &hold, &[]);
         assert_eq!(later.message, "Secret s does not exist; the running pods are kept");
         assert_eq!(later.state, State::Waiting);
+
+        // What is missing hides no failure of what runs.
+        let crash = container(&json!({}), &json!({"terminated": {"exitCode": 1}}), 3);
+        let crashed = judge(&starting(), &hold, &[&pod("orders-a", "orders", &crash)]);
+        assert_eq!((crashed.state, crashed.reason), (State::Failed, Reason::CrashLoopBackOff));
+        // Nor does the spec say what runs.
+        let database = Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, "server down");
+        assert_eq!(judge(&good, &database, &[]).message, "2 pods run r.test/o:1");
     }
 }

@@ -29,8 +29,11 @@ const PRIORITIES_PER_PATH: i64 = 4;
 
 /// What identifies the caller or the request, and what could be mistaken for
 /// it: clients may not send these.
-const STRIPPED_HEADERS: [&str; 14] = [
+const STRIPPED_HEADERS: [&str; 15] = [
     "Forwarded",
+    // Without it no server takes `Upgrade: h2c`, by which the edge would hand
+    // the connection over, with whatever is called through it from then on.
+    "Http2-Settings",
     "Remote-User",
     "X-Auth-Request-User",
     "X-Forwarded-User",
@@ -285,7 +288,9 @@ impl Shape<'_> {
             address: decisions_url.to_owned(),
             trust_forward_header: false,
             auth_request_headers: ["Authorization", "Cookie"].map(ToOwned::to_owned).into(),
-            auth_response_headers: vec!["X-User".to_owned()],
+            // The client's are removed, whether or not the decision sets them: its own token
+            // goes no further than the gate.
+            auth_response_headers: ["Authorization", "X-User"].map(ToOwned::to_owned).into(),
             max_response_body_size: 65_536,
         };
         self.middleware(

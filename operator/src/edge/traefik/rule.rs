@@ -19,6 +19,12 @@ impl Rule {
         Self(format!("Host(`{}`)", host.as_str()))
     }
 
+    /// The host that a rule of [`Self::host`] begins with.
+    #[must_use]
+    pub fn host_in(rule: &str) -> Option<&str> {
+        rule.strip_prefix("Host(`")?.split_once("`)").map(|(host, _)| host)
+    }
+
     /// Requests for `path`, by whole segments.
     #[must_use]
     pub fn path(path: &RoutePath) -> Self {

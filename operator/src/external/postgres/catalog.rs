@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use super::{Connection, Error, Session};
 use crate::sql::{
     Identifier,
-    catalog::{Attributes, Catalog, Database, Role, Schemas, Server},
+    catalog::{Attributes, Catalog, Database, Object, Role, Schemas, Server},
     names::Names,
     plan::trash::Found,
 };
@@ -21,7 +21,7 @@ const DATABASE: &str = "SELECT pg_get_userbyid(d.datdba)::text, d.datallowconn, 
     FROM pg_database d WHERE d.datname = $1";
 /// `acldefault`: no list at all means the built-in default, PUBLIC included.
 const DATABASE_GRANTS: &str = "SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee)::text END, \
-    x.privilege_type \
+    x.privilege_type, x.is_grantable AND x.grantee <> d.datdba \
     FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) x WHERE d.datname = $1";
 const ROLES: &str = "SELECT r.rolname::text, r.rolcanlogin, r.rolinherit, r.rolconnlimit, \
     shobj_description(r.oid, 'pg_authid'), pg_has_role(current_user, r.oid, 'USAGE'), \
@@ -36,7 +36,8 @@ const MEMBERS: &str = "SELECT DISTINCT g.rolname::text, u.rolname::text FROM pg_
     JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member \
     WHERE (g.rolname = ANY($1) OR u.rolname = ANY($1)) AND u.rolname <> current_user";
 const SCHEMAS: &str = "SELECT n.nspname::text, pg_get_userbyid(n.nspowner)::text, \
-    CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee)::text END, x.privilege_type \
+    CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee)::text END, x.privilege_type, \
+    x.is_grantable AND x.grantee <> n.nspowner \
     FROM pg_namespace n LEFT JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) x ON true \
     WHERE n.nspname = ANY($1)";
 const DEFAULTS: &str = "SELECT coalesce(n.nspname, '*')::text, a.defaclobjtype::text, \
@@ -44,6 +45,13 @@ const DEFAULTS: &str = "SELECT coalesce(n.nspname, '*')::text, a.defaclobjtype::
     FROM pg_default_acl a LEFT JOIN pg_namespace n ON n.oid = a.defaclnamespace \
     CROSS JOIN LATERAL aclexplode(a.defaclacl) x \
     WHERE a.defaclrole = (SELECT oid FROM pg_roles WHERE rolname = $1)";
+/// What one role owns in one schema. Both casts name the schema: none is in the path.
+const OBJECTS: &str = "SELECT CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END, c.oid::regclass::text FROM pg_class c \
+    WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) \
+    AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = $2) AND c.relkind = ANY('{r,p,v,m,f,S}') \
+    UNION ALL SELECT 'f', p.oid::regprocedure::text FROM pg_proc p \
+    WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) \
+    AND p.proowner = (SELECT oid FROM pg_roles WHERE rolname = $2) AND p.prokind = ANY('{f,a,w}') ORDER BY 1, 2";
 /// Every role may see whose sessions there are.
 const LOGIN_SESSIONS: &str = "SELECT usename::text, count(*) FROM pg_stat_activity \
     WHERE datname = $1 AND usename = ANY($2) GROUP BY 1";
@@ -139,15 +147,20 @@ impl Connection {
         let Some(row) = rows.first() else {
             return Ok(None);
         };
-        let mut grants = BTreeSet::new();
+        let (mut grants, mut grantable) = (BTreeSet::new(), BTreeSet::new());
         for row in self.query(DATABASE_GRANTS, &[&name]).await? {
-            grants.insert((column(&row, 0)?, column(&row, 1)?));
+            let grant: (String, String) = (column(&row, 0)?, column(&row, 1)?);
+            if column(&row, 2)? {
+                grantable.insert(grant.clone());
+            }
+            grants.insert(grant);
         }
         Ok(Some(Database {
             owner: column(row, 0)?,
             allows_connections: column(row, 1)?,
             comment: column(row, 2)?,
             grants,
+            grantable,
         }))
     }
 
@@ -157,13 +170,27 @@ impl Connection {
             let name: String = column(&row, 0)?;
             schemas.owners.insert(name.clone(), column(&row, 1)?);
             if let Some(privilege) = column(&row, 3)? {
-                schemas.grants.insert((name, column(&row, 2)?, privilege));
+                let grant: (String, String, String) = (name, column(&row, 2)?, privilege);
+                if column(&row, 4)? {
+                    schemas.grantable.insert(grant.clone());
+                }
+                schemas.grants.insert(grant);
             }
         }
         for row in self.query(DEFAULTS, &[&owner.as_str()]).await? {
             schemas.defaults.insert((column(&row, 0)?, column(&row, 1)?, column(&row, 2)?, column(&row, 3)?));
         }
         Ok(schemas)
+    }
+
+    /// What `owner` owns in `schema`.
+    pub(super) async fn objects(
+        &self,
+        schema: &Identifier,
+        owner: &Identifier,
+    ) -> Result<Vec<Object>, Error> {
+        let rows = self.query(OBJECTS, &[&schema.as_str(), &owner.as_str()]).await?;
+        rows.iter().map(|row| Ok(Object { letter: column(row, 0)?, quoted: column(row, 1)? })).collect()
     }
 
     /// What the server's clock says, in whole seconds.

@@ -9,11 +9,13 @@ use super::{Endpoint, Login, sqlstate};
 use crate::{
     fence::NotLeading,
     retry::{Class, Classified},
-    sql::plan::Conflict,
+    sql::plan::Obstacle,
 };
 
 /// SQLSTATEs of a server that starts or stops.
 const STARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
+/// How many failures in a row leave a status that was good as it is.
+const UNNOTICED: u32 = 1;
 /// SQLSTATE of too many connections: of the server, of a database or of a role.
 const FULL: &str = "53300";
 
@@ -36,7 +38,17 @@ pub enum Error {
         endpoint: Endpoint,
         /// Why.
         cause: String,
+        /// How often in a row.
+        failures: u32,
         /// When the next try is due; the same for all objects of the server.
+        retry: Duration,
+    },
+    /// Passes over other objects use all connections to the server.
+    #[error("waits for a connection to server {endpoint}, which other objects use")]
+    Busy {
+        /// Where.
+        endpoint: Endpoint,
+        /// When to try again.
         retry: Duration,
     },
     /// The server answered and refused the login.
@@ -73,9 +85,6 @@ pub enum Error {
         /// The first step that would be repeated.
         step: &'static str,
     },
-    /// Somebody changed it and it cannot be changed back.
-    #[error("{0}; the server accepted how to undo it, but its catalog does not show it")]
-    StillDiffers(String),
     /// Another server answers at the address.
     #[error(
         "the server has system identifier {found}, the database was created on {expected}; point the DatabaseClass at the right server"
@@ -86,9 +95,9 @@ pub enum Error {
         /// As found.
         found: String,
     },
-    /// The name is taken.
+    /// The name is taken, or what was made is gone.
     #[error(transparent)]
-    Conflict(#[from] Conflict),
+    Obstacle(#[from] Obstacle),
     /// Something keeps roles or the database in use.
     #[error("failed to {step}: {by}")]
     InUse {
@@ -115,8 +124,7 @@ impl Error {
         // A limit of the role or of the database is named, one of the server is nobody's.
         let is_servers = |db: &DbError| {
             let (code, text) = (db.code().code(), db.message());
-            STARTING.contains(&code)
-                || (code == FULL && !text.contains(&login.user) && !text.contains(database))
+            STARTING.contains(&code) || (code == FULL && !names(text, &login.user) && !names(text, database))
         };
         match error.as_db_error() {
             Some(db) if !is_servers(db) => Self::Refused {
@@ -124,7 +132,12 @@ impl Error {
                 user: login.user.clone(),
                 refusal: Refusal { code: db.code().code().to_owned(), message: db.message().to_owned() },
             },
-            _ => Self::Unreachable { endpoint: endpoint.clone(), cause: cause(error), retry: Duration::ZERO },
+            _ => Self::Unreachable {
+                endpoint: endpoint.clone(),
+                cause: cause(error),
+                failures: 0,
+                retry: Duration::ZERO,
+            },
         }
     }
 
@@ -132,6 +145,7 @@ impl Error {
         Self::Unreachable {
             endpoint: endpoint.clone(),
             cause: "no answer within 10 s".to_owned(),
+            failures: 0,
             retry: Duration::ZERO,
         }
     }
@@ -154,6 +168,28 @@ impl Error {
         Self::Statement { step, code: None, message: cause.to_string() }
     }
 
+    /// When to try again, of what one delay counts for all objects of the server,
+    /// and whether it is so brief that what was said before may stand.
+    #[must_use]
+    pub fn later(&self) -> Option<(Duration, bool)> {
+        match self {
+            Self::Unreachable { retry, failures, .. } => Some((*retry, *failures <= UNNOTICED)),
+            Self::Busy { retry, .. } => Some((*retry, true)),
+            _ => None,
+        }
+    }
+
+    /// Whether the server is well and did not do this one thing.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::NoEffect { .. } => true,
+            // Read-only is the whole server, after a failover.
+            Self::Statement { code: Some(code), .. } => code != "25006" && !sqlstate::is_of_the_server(code),
+            _ => false,
+        }
+    }
+
     /// SQLSTATE of a failed statement.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
@@ -172,17 +208,22 @@ impl Classified for Error {
             Self::Refused { refusal, .. } => sqlstate::class(&refusal.code),
             Self::NoEffect { .. } => Class::Forbidden,
             Self::Statement { code, .. } => code.as_deref().map_or(Class::Transient, sqlstate::class),
-            Self::InUse { .. } => Class::Wait,
-            Self::Conflict(_) | Self::OtherServer { .. } | Self::Authorities(_) => Class::Terminal,
-            Self::NotConverged { .. } | Self::StillDiffers(_) | Self::Catalog(_) => Class::Bug,
+            Self::InUse { .. } | Self::Busy { .. } => Class::Wait,
+            Self::Obstacle(_) | Self::OtherServer { .. } | Self::Authorities(_) => Class::Terminal,
+            Self::NotConverged { .. } | Self::Catalog(_) => Class::Bug,
         }
     }
 
     fn reason(&self) -> Reason {
         match self {
-            Self::Conflict(_) => Reason::DatabaseConflict,
+            Self::Obstacle(Obstacle::Conflict(_)) => Reason::DatabaseConflict,
+            Self::Obstacle(Obstacle::Gone(_)) => Reason::DatabaseGone,
             Self::OtherServer { .. } | Self::Authorities(_) => Reason::Invalid,
-            Self::InUse { .. } => Reason::Progressing,
+            Self::InUse { .. } | Self::Busy { .. } => Reason::Progressing,
+            // A lock, or an update by another at the same time: the server is well.
+            Self::Statement { code: Some(code), .. } if code == "XX000" || sqlstate::is_of_others(code) => {
+                Reason::Progressing
+            }
             _ => match self.class() {
                 Class::Forbidden => Reason::InsufficientPrivileges,
                 Class::Conflict => Reason::Progressing,
@@ -195,12 +236,19 @@ impl Classified for Error {
     fn condition(&self) -> &'static str {
         match self {
             Self::Unreachable { .. }
+            | Self::Busy { .. }
             | Self::Refused { .. }
             | Self::OtherServer { .. }
             | Self::Authorities(_) => types::SERVER_REACHABLE,
             _ => types::PROVISIONED,
         }
     }
+}
+
+/// Whether the server's words name `what`, which it quotes. Part of another word,
+/// such as `role` in "too many connections for role", is no name.
+pub(super) fn names(text: &str, what: &str) -> bool {
+    text.contains(&format!("\"{what}\""))
 }
 
 /// The innermost cause: the outer texts say only "db error" or "error connecting".
@@ -216,4 +264,26 @@ fn cause(error: &tokio_postgres::Error) -> String {
         return error.to_string();
     }
     inner.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_the_roles_or_the_databases_only_when_it_is_named() {
+        let text = "too many connections for role \"shop_writer_a\"";
+        assert!(names(text, "shop_writer_a"));
+        for other in ["role", "shop", "connections", "writer_a"] {
+            assert!(!names(text, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_another_holds_is_no_fault_of_the_server() {
+        for code in ["55P03", "40001", "40P01", "XX000"] {
+            let error = Error::Statement { step: "x", code: Some(code.to_owned()), message: String::new() };
+            assert_eq!((error.class(), error.reason()), (Class::Transient, Reason::Progressing), "{code}");
+        }
+    }
 }

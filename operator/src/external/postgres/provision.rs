@@ -9,8 +9,10 @@ use crate::sql::{
     catalog::{Catalog, Server},
     names::Names,
     password::Password,
-    plan::{self, Desired},
+    plan::{self, Desired, drift::Undo},
 };
+
+const NOT_SHOWN: &str = "the server accepted how to undo it, but its catalog does not show it";
 
 /// What was found and made on the server.
 #[derive(Clone, Debug)]
@@ -21,16 +23,28 @@ pub struct Provisioned {
     pub catalog: Catalog,
     /// What was not as it should be, in words; everything, on a first run.
     pub differences: Vec<String>,
+    /// Those of them that the server did not let us put right, each with why.
+    pub left: Vec<Left>,
+}
+
+/// A difference that could not be put right.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Left {
+    /// What differs, in words.
+    pub difference: String,
+    /// Why it still does.
+    pub cause: String,
 }
 
 /// Makes groups, database and schema as `desired` and repairs the logins that
 /// exist; makes no login.
 ///
 /// Nothing is changed when another server than `expected` answers or when
-/// something of that name belongs to somebody else.
+/// something of that name belongs to somebody else. What somebody changed and
+/// the server does not let us change back is no error, see [`Provisioned::left`].
 ///
 /// # Errors
-/// [`Error::OtherServer`], [`Error::Conflict`], or what a statement failed with.
+/// [`Error::OtherServer`], [`Error::Obstacle`], or what a statement failed with.
 pub async fn provision(
     session: &Session,
     desired: &Desired,
@@ -39,21 +53,22 @@ pub async fn provision(
     let admin = session.maintenance().await?;
     let server = inspect(session, &admin, expected).await?;
     let mut catalog = admin.catalog(&desired.names, &server.admin).await?;
-    let statements = plan::database::plan(desired, &catalog)?;
+    let statements = plan::database::plan(desired, &server, &catalog)?;
     let drift = plan::drift::outside(desired, &catalog);
-    let mut differences = drift.differences;
-    undo(&admin, &drift.commands).await?;
-    run(&admin, &statements).await?;
-    if !statements.is_empty() || !drift.commands.is_empty() {
+    let is_repair = plan::database::is_complete(desired, &catalog);
+    let mut repairs = Repairs { differences: drift.differences, left: Vec::new() };
+    repairs.undo(&admin, &drift.undos).await?;
+    repairs.run(&admin, &statements, is_repair).await?;
+    if !statements.is_empty() || !drift.undos.is_empty() {
         catalog = admin.catalog(&desired.names, &server.admin).await?;
-        settled(plan::database::plan(desired, &catalog)?.first())?;
-        undone(&plan::drift::outside(desired, &catalog))?;
+        repairs.check(plan::database::plan(desired, &server, &catalog)?.first(), is_repair)?;
+        repairs.check_undone(&plan::drift::outside(desired, &catalog).undos);
     }
     let statements = plan::logins::plan(desired, &catalog);
     if !statements.is_empty() {
-        run(&admin, &statements).await?;
+        repairs.run(&admin, &statements, true).await?;
         catalog = admin.catalog(&desired.names, &server.admin).await?;
-        settled(plan::logins::plan(desired, &catalog).first())?;
+        repairs.check(plan::logins::plan(desired, &catalog).first(), true)?;
     }
     admin.close().await;
 
@@ -61,19 +76,99 @@ pub async fn provision(
     let owner = desired.names.group(RoleName::Owner);
     let mut schemas = inside.schemas(&desired.names.schema, owner).await?;
     let drift = plan::drift::inside(desired, &server, &schemas);
-    differences.extend(drift.differences);
-    if !drift.commands.is_empty() {
-        undo(&inside, &drift.commands).await?;
+    repairs.differences.extend(drift.differences);
+    if !drift.undos.is_empty() {
+        repairs.undo(&inside, &drift.undos).await?;
         schemas = inside.schemas(&desired.names.schema, owner).await?;
-        undone(&plan::drift::inside(desired, &server, &schemas))?;
+        repairs.check_undone(&plan::drift::inside(desired, &server, &schemas).undos);
     }
-    if let Some(statement) = plan::schema::plan(desired, &server, &schemas) {
-        inside.execute(&statement).await?;
+    if plan::schema::plan(desired, &server, &schemas).is_some() {
+        let is_repair = schemas.owners.contains_key(desired.names.schema.as_str());
+        if is_repair {
+            schemas.objects = inside.objects(&desired.names.schema, owner).await?;
+        }
+        let statement = plan::schema::plan(desired, &server, &schemas);
+        repairs.run(&inside, statement.as_slice(), is_repair).await?;
         let schemas = inside.schemas(&desired.names.schema, owner).await?;
-        settled(plan::schema::plan(desired, &server, &schemas).as_ref())?;
+        repairs.check(plan::schema::plan(desired, &server, &schemas).as_ref(), is_repair)?;
     }
     inside.close().await;
-    Ok(Provisioned { server, catalog, differences })
+    let Repairs { differences, left } = repairs;
+    Ok(Provisioned { server, catalog, differences, left })
+}
+
+/// What was found different, and what of it stays so.
+struct Repairs {
+    differences: Vec<String>,
+    left: Vec<Left>,
+}
+
+impl Repairs {
+    /// Undoes what somebody changed, each for itself.
+    async fn undo(&mut self, connection: &Connection, undos: &[Undo]) -> Result<(), Error> {
+        for undo in undos {
+            self.attempt(connection, &undo.statement(), &undo.difference).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a plan. Where it only repairs, no refusal holds up the rest.
+    async fn run(
+        &mut self,
+        connection: &Connection,
+        statements: &[Statement],
+        is_repair: bool,
+    ) -> Result<(), Error> {
+        for statement in statements {
+            if is_repair {
+                self.attempt(connection, statement, statement.step()).await?;
+            } else {
+                connection.execute(statement).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that the server may refuse. What ends the connection or
+    /// concerns the whole server is an error all the same.
+    async fn attempt(
+        &mut self,
+        connection: &Connection,
+        statement: &Statement,
+        difference: &str,
+    ) -> Result<(), Error> {
+        match connection.execute(statement).await {
+            Err(error) if error.is_refusal() => {
+                tracing::debug!(difference, %error, "left as it is");
+                self.leave(difference, error.to_string());
+                // The transaction that failed would refuse everything that follows.
+                connection.execute(&Statement::single("roll back", "ROLLBACK".to_owned())).await
+            }
+            result => result,
+        }
+    }
+
+    fn leave(&mut self, difference: &str, cause: String) {
+        if !self.left.iter().any(|left| left.difference == difference) {
+            self.left.push(Left { difference: difference.to_owned(), cause });
+        }
+    }
+
+    /// The server accepts a REVOKE of what another than the administrator granted.
+    fn check_undone(&mut self, undos: &[Undo]) {
+        for undo in undos {
+            self.leave(&undo.difference, NOT_SHOWN.to_owned());
+        }
+    }
+
+    fn check(&mut self, planned: Option<&Statement>, is_repair: bool) -> Result<(), Error> {
+        match planned {
+            Some(statement) if is_repair => self.leave(statement.step(), NOT_SHOWN.to_owned()),
+            Some(statement) => return Err(Error::NotConverged { step: statement.step() }),
+            None => {}
+        }
+        Ok(())
+    }
 }
 
 /// Opens a login with `password`; the server gets only its verifier. `catalog`
@@ -138,7 +233,7 @@ pub async fn check_login(
         }
         // The role's own limit is looked at after its password.
         Err(Error::Refused { refusal, .. })
-            if refusal.code == "53300" && refusal.message.contains(&login.user) =>
+            if refusal.code == "53300" && super::error::names(&refusal.message, &login.user) =>
         {
             Ok(Ok(()))
         }
@@ -162,29 +257,4 @@ pub(super) async fn inspect(
         }
         _ => Ok(server),
     }
-}
-
-async fn run(connection: &Connection, statements: &[Statement]) -> Result<(), Error> {
-    for statement in statements {
-        connection.execute(statement).await?;
-    }
-    Ok(())
-}
-
-async fn undo(connection: &Connection, commands: &[String]) -> Result<(), Error> {
-    if commands.is_empty() {
-        return Ok(());
-    }
-    connection.execute(&Statement::transaction("undo what somebody changed", commands)).await
-}
-
-fn undone(drift: &plan::drift::Drift) -> Result<(), Error> {
-    if drift.commands.is_empty() {
-        return Ok(());
-    }
-    Err(Error::StillDiffers(drift.differences.join("; ")))
-}
-
-fn settled(left: Option<&Statement>) -> Result<(), Error> {
-    left.map_or(Ok(()), |statement| Err(Error::NotConverged { step: statement.step() }))
 }

@@ -9,10 +9,13 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Connection, Endpoint, Error, Login, Target, Tls};
-use crate::{backoff::jitter, fence::Fence};
+use crate::{backoff::jitter, fence::Fence, retry::CALL_DEADLINE};
 
 /// Connections at a time to one server; a session holds one at a time.
 const CONNECTIONS: usize = 2;
+/// How long a pass waits for one of them: while it does, it takes the place of
+/// a pass over an object of another server.
+const TURN: Duration = Duration::from_secs(2);
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 /// Short: one connection in this time finds out for all objects that the server is back.
 const MAX_DELAY: Duration = Duration::from_secs(8);
@@ -24,11 +27,11 @@ pub struct Servers {
     fence: Option<Fence>,
 }
 
-struct Server {
+pub(super) struct Server {
     endpoint: Endpoint,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
-    fence: Option<Fence>,
+    pub(super) fence: Option<Fence>,
 }
 
 #[derive(Clone, Default)]
@@ -53,20 +56,30 @@ impl Servers {
         Self { fence: Some(fence), ..Self::default() }
     }
 
-    /// Waits for one of the connections to the server of `target`.
+    /// One of the connections to the server of `target`.
+    ///
+    /// # Errors
+    /// As [`Servers::turn`].
+    pub async fn session(&self, target: Target) -> Result<Session, Error> {
+        Ok(self.turn(&target.endpoint).await?.session(target))
+    }
+
+    /// Waits a little for one of the connections to `endpoint`.
     ///
     /// # Errors
     /// [`Error::Unreachable`] at once, without asking the server, while the
-    /// delay after a failure runs.
-    pub async fn session(&self, target: Target) -> Result<Session, Error> {
-        let server = self.server(&target.endpoint);
+    /// delay after a failure runs or somebody else finds out whether it is
+    /// back; [`Error::Busy`] when others use all connections.
+    pub async fn turn(&self, endpoint: &Endpoint) -> Result<Turn, Error> {
+        let server = self.server(endpoint);
         server.check()?;
-        let Ok(permit) = server.permits.clone().acquire_owned().await else {
-            return Err(Error::no_answer(&target.endpoint));
+        let permit = tokio::time::timeout(TURN, server.permits.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Error::Busy { endpoint: endpoint.clone(), retry: jitter(TURN) });
         };
         // Those who waited meanwhile need not repeat a failure.
-        server.check()?;
-        Ok(Session { target, server, servers: self.clone(), _permit: permit })
+        server.enter()?;
+        Ok(Turn { server, servers: self.clone(), permit: Arc::new(permit) })
     }
 
     /// Whether `endpoint` may be asked now.
@@ -106,18 +119,41 @@ impl Server {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let Some(closed) = self.lock().closed.clone() else {
+        let State { closed, failures, .. } = self.lock().clone();
+        let Some(closed) = closed else {
             return Ok(());
         };
         let left = closed.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }
-        Err(Error::Unreachable {
+        Err(self.closed(&closed, failures, left))
+    }
+
+    /// As [`Server::check`]. Who is let in after a failure finds out for all
+    /// whether the server is back; the others come later.
+    fn enter(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        let failures = state.failures;
+        let Some(closed) = &mut state.closed else {
+            return Ok(());
+        };
+        let left = closed.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            closed.until = Instant::now() + CALL_DEADLINE;
+            return Ok(());
+        }
+        Err(self.closed(closed, failures, left))
+    }
+
+    fn closed(&self, closed: &Closed, failures: u32, left: Duration) -> Error {
+        Error::Unreachable {
             endpoint: self.endpoint.clone(),
-            cause: closed.cause,
-            retry: jitter(left + FIRST_DELAY),
-        })
+            cause: closed.cause.clone(),
+            failures,
+            // An answer may come sooner than the deadline of whoever asks now.
+            retry: jitter(left.min(MAX_DELAY) + FIRST_DELAY),
+        }
     }
 
     /// Counts a failure to reach the server and fills in when to try again.
@@ -133,12 +169,30 @@ impl Server {
         }
     }
 
-    fn fail(&self, cause: String) -> Error {
+    /// Counts a failure of the server; the error says when to try again.
+    pub(super) fn fail(&self, cause: String) -> Error {
         let mut state = self.lock();
         let delay = FIRST_DELAY.saturating_mul(1 << state.failures.min(12)).min(MAX_DELAY);
         state.failures += 1;
         state.closed = Some(Closed { until: Instant::now() + delay, cause: cause.clone() });
-        Error::Unreachable { endpoint: self.endpoint.clone(), cause, retry: jitter(delay + FIRST_DELAY) }
+        let (endpoint, failures) = (self.endpoint.clone(), state.failures);
+        Error::Unreachable { endpoint, cause, failures, retry: jitter(delay + FIRST_DELAY) }
+    }
+}
+
+/// The right to one connection to a server, before it is known as whom.
+pub struct Turn {
+    server: Arc<Server>,
+    servers: Servers,
+    permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// The session as the administrator of `target`, which is the server that was waited for.
+    #[must_use]
+    pub fn session(self, target: Target) -> Session {
+        let Self { server, servers, permit } = self;
+        Session { target, server, servers, permit }
     }
 }
 
@@ -147,7 +201,7 @@ pub struct Session {
     target: Target,
     server: Arc<Server>,
     servers: Servers,
-    _permit: OwnedSemaphorePermit,
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Session {
@@ -180,7 +234,7 @@ impl Session {
         database: &str,
     ) -> Result<Connection, Error> {
         let server = self.servers.server(endpoint);
-        server.check()?;
+        server.enter()?;
         self.open(&server, login, database).await
     }
 
@@ -200,12 +254,13 @@ impl Session {
         self.server.fail(cause.to_owned())
     }
 
-    async fn open(&self, server: &Server, login: &Login, database: &str) -> Result<Connection, Error> {
+    async fn open(&self, server: &Arc<Server>, login: &Login, database: &str) -> Result<Connection, Error> {
         let major = self.server.lock().major;
         let tls = &self.target.tls;
         let result = Connection::open(&server.endpoint, tls, login, database, major).await;
-        let opened = server.observe(result)?;
-        Ok(Connection { fence: server.fence.clone(), ..opened })
+        let mut opened = server.observe(result)?;
+        opened.count(server, &self.permit);
+        Ok(opened)
     }
 }
 
@@ -256,6 +311,34 @@ mod tests {
             let Error::Unreachable { retry, .. } = server.fail("down".to_owned()) else { unreachable!() };
             assert!(retry < Duration::from_secs(11), "{retry:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn after_the_delay_one_finds_out_and_the_others_are_refused_meanwhile() {
+        let servers = Servers::default();
+        let server = servers.server(&target().endpoint);
+        server.fail("down".to_owned());
+        server.lock().closed.as_mut().unwrap().until = Instant::now();
+        let first = servers.session(target()).await.unwrap();
+        for _ in 0..3 {
+            let Err(Error::Unreachable { retry, .. }) = servers.turn(&target().endpoint).await else {
+                panic!("another was let in")
+            };
+            assert!(retry < Duration::from_secs(11), "{retry:?}");
+        }
+        assert!(first.maintenance().await.is_err(), "nobody listens there");
+        let Err(Error::Unreachable { failures, .. }) = servers.check(&target().endpoint) else {
+            panic!("the failure is not counted")
+        };
+        assert_eq!(failures, 2);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_long_for_a_connection_that_others_use() {
+        let servers = Servers::default();
+        let _sessions = (servers.session(target()).await.unwrap(), servers.session(target()).await.unwrap());
+        let third = servers.session(target()).await.err().unwrap();
+        assert!(matches!(&third, Error::Busy { retry, .. } if !retry.is_zero()), "{third:?}");
     }
 
     #[tokio::test]

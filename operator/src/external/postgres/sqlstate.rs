@@ -2,6 +2,19 @@
 
 use crate::retry::Class;
 
+/// Whether `code` speaks of the connection or of the whole server, which breaks,
+/// stops, starts, or lacks resources or a disk.
+#[must_use]
+pub fn is_of_the_server(code: &str) -> bool {
+    ["08", "53", "57P", "58"].iter().any(|prefix| code.starts_with(prefix))
+}
+
+/// Whether `code` speaks of a lock or an update of another at the same time.
+#[must_use]
+pub fn is_of_others(code: &str) -> bool {
+    matches!(code, "55P03" | "40001" | "40P01")
+}
+
 /// The class of the failure that the server calls `code`.
 #[must_use]
 pub fn class(code: &str) -> Class {
@@ -16,8 +29,7 @@ pub fn class(code: &str) -> Class {
         // A lock, an update by another at the same time, a time limit, a server
         // that is read-only after a failover.
         "55P03" | "40001" | "40P01" | "XX000" | "57014" | "25P04" | "25006" => Class::Transient,
-        // The connection broke; no resources; the server starts, stops or has an I/O error.
-        _ if ["08", "53", "57", "58"].iter().any(|prefix| code.starts_with(prefix)) => Class::Transient,
+        _ if is_of_the_server(code) => Class::Transient,
         _ => Class::Bug,
     }
 }
@@ -40,6 +52,7 @@ mod tests {
     #[case::tuple_concurrently_updated("XX000", Class::Transient)]
     #[case::lock_timeout("55P03", Class::Transient)]
     #[case::statement_timeout("57014", Class::Transient)]
+    #[case::io_error("58030", Class::Transient)]
     #[case::database_exists("42P04", Class::Conflict)]
     #[case::role_exists("42710", Class::Conflict)]
     #[case::exists_in_a_race("23505", Class::Conflict)]

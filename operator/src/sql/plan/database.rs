@@ -2,10 +2,10 @@
 
 use peristyle_crds::v1alpha1::database::RoleName;
 
-use super::{Conflict, Desired};
+use super::{Conflict, Desired, Obstacle, drop};
 use crate::sql::{
     Identifier, Literal, Statement,
-    catalog::{Catalog, Database, PUBLIC},
+    catalog::{Catalog, Database, PUBLIC, Server},
     marker::{Ownership, Trashed},
     names::ROLES,
 };
@@ -13,11 +13,23 @@ use crate::sql::{
 /// Plans groups, database and the grants on it.
 ///
 /// # Errors
-/// [`Conflict`] when any role or the database exists and is not ours: then
+/// [`Obstacle::Conflict`] when any role or the database exists and is not ours,
+/// [`Obstacle::Gone`] when the database was made once and is not there: then
 /// nothing may be changed.
-pub fn plan(desired: &Desired, catalog: &Catalog) -> Result<Vec<Statement>, Conflict> {
+pub fn plan(desired: &Desired, server: &Server, catalog: &Catalog) -> Result<Vec<Statement>, Obstacle> {
     let inherited = check(desired, catalog)?;
+    if is_gone(desired, catalog) {
+        return Err(Obstacle::Gone(desired.names.database.as_str().to_owned()));
+    }
     let mut plan = Vec::new();
+    let is_predecessors = |name: &Identifier| {
+        let role = catalog.roles.get(name.as_str());
+        role.is_some_and(|role| desired.marker.ownership(role.comment.as_deref()) == Ownership::Predecessor)
+    };
+    if desired.names.logins().any(|(_, _, name)| is_predecessors(name)) {
+        // Nobody who held its passwords stays in. Before the marks, which tell a run after a crash.
+        plan.extend(drop::expel(desired, server, catalog));
+    }
     if !inherited.is_empty() {
         plan.push(Statement::transaction("take over the marks", &inherited));
     }
@@ -28,7 +40,7 @@ pub fn plan(desired: &Desired, catalog: &Catalog) -> Result<Vec<Statement>, Conf
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false",
             desired.names.database
         );
-        plan.push(Statement::single("create the database", command));
+        plan.push(Statement::lengthy("create the database", command));
     }
     plan.extend(grants(desired, live));
     Ok(plan)
@@ -73,6 +85,32 @@ fn check(desired: &Desired, catalog: &Catalog) -> Result<Vec<String>, Conflict> 
         inherited.push(comment_on_database(desired));
     }
     Ok(inherited)
+}
+
+/// Whether the database was made and is gone, be it renamed, dropped, or missing
+/// from a backup: an empty one under its name would be taken for it. Of ours
+/// that it was made is known from the object, or from a login, which is never
+/// made before it.
+fn is_gone(desired: &Desired, catalog: &Catalog) -> bool {
+    let is_ours = |comment: Option<&str>| desired.marker.ownership(comment) == Ownership::Ours;
+    let has_login = desired.names.logins().any(|(_, _, name)| {
+        catalog.roles.get(name.as_str()).is_some_and(|role| is_ours(role.comment.as_deref()))
+    });
+    let is_restored = |trashed: &Database| !desired.was_made || is_ours(trashed.comment.as_deref());
+    let is_there = catalog.database.is_some() || trashed(desired, catalog).is_some_and(is_restored);
+    !is_there && (desired.was_made || has_login)
+}
+
+/// Whether all that a first run makes from outside is there: what the plan still
+/// has for it then repairs, and the database works without it.
+#[must_use]
+pub fn is_complete(desired: &Desired, catalog: &Catalog) -> bool {
+    let has_group = |role: RoleName| catalog.roles.contains_key(desired.names.group(role).as_str());
+    let is_open = |database: &Database| {
+        let ownership = desired.marker.ownership(database.comment.as_deref());
+        database.allows_connections && ownership == Ownership::Ours
+    };
+    ROLES.into_iter().all(has_group) && catalog.database.as_ref().is_some_and(is_open)
 }
 
 /// What the trash has of this object or its predecessor.

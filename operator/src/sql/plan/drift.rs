@@ -6,18 +6,36 @@ use serde::Serialize;
 
 use super::{Desired, logins, schema};
 use crate::sql::{
-    Identifier,
+    Identifier, Statement,
     catalog::{Catalog, PUBLIC, Role, Schemas, Server},
     names::ROLES,
 };
 
-/// Differences, and the commands against those that the other plans do not undo.
+/// Differences, and what undoes those that the other plans do not undo.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Drift {
     /// What differs, in words.
     pub differences: Vec<String>,
-    /// What undoes it.
+    /// What undoes some of it; each by itself, so that one that the server
+    /// refuses holds up no other.
+    pub undos: Vec<Undo>,
+}
+
+/// What undoes one difference.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Undo {
+    /// The difference, in words.
+    pub difference: String,
+    /// Commands of one transaction.
     pub commands: Vec<String>,
+}
+
+impl Undo {
+    /// The transaction.
+    #[must_use]
+    pub fn statement(&self) -> Statement {
+        Statement::transaction("undo what somebody changed", &self.commands)
+    }
 }
 
 impl Drift {
@@ -26,8 +44,14 @@ impl Drift {
     }
 
     fn undo(&mut self, difference: String, command: String) {
+        self.undo_as(None, difference, command);
+    }
+
+    /// A grant is undone by the one who made it.
+    fn undo_as(&mut self, owner: Option<&Identifier>, difference: String, command: String) {
+        let commands = owner.map(|owner| format!("SET LOCAL ROLE {owner}")).into_iter().chain([command]);
+        self.undos.push(Undo { difference: difference.clone(), commands: commands.collect() });
         self.differences.push(difference);
-        self.commands.push(command);
     }
 }
 
@@ -69,6 +93,16 @@ fn database(desired: &Desired, catalog: &Catalog, drift: &mut Drift) {
         drift.found("the database is closed".to_owned());
     }
     let wanted = wanted_grants(desired);
+    // First: with the right to grant goes what was granted by it, which nobody else can revoke.
+    for (grantee, privilege) in &live.grantable {
+        if wanted.iter().any(|(g, p)| g.as_str() == grantee && p == privilege) {
+            let revoke = format!(
+                "REVOKE GRANT OPTION FOR {privilege} ON DATABASE {name} FROM {} CASCADE",
+                grantee_of(grantee)
+            );
+            drift.undo(format!("{grantee} may grant {privilege} on the database"), revoke);
+        }
+    }
     for (grantee, privilege) in &live.grants {
         let is_wanted = wanted.iter().any(|(g, p)| g.as_str() == grantee && p == privilege);
         if *grantee == live.owner || *grantee == catalog.admin || is_wanted {
@@ -118,7 +152,7 @@ fn members(desired: &Desired, catalog: &Catalog, drift: &mut Drift) {
             .logins()
             .any(|(role, _, login)| login.as_str() == member && desired.names.group(role).as_str() == group);
         if !is_ours && *member != catalog.admin {
-            let command = format!("REVOKE {} FROM {}", grantee_of(group), grantee_of(member));
+            let command = format!("REVOKE {} FROM {} CASCADE", grantee_of(group), grantee_of(member));
             drift.undo(format!("{member} is a member of {group}"), command);
         }
     }
@@ -138,14 +172,26 @@ pub fn inside(desired: &Desired, server: &Server, live: &Schemas) -> Drift {
         ),
         Some(_) => {}
     }
-    let mut revokes = Vec::new();
+    let groups = [RoleName::Writer, RoleName::Reader].map(|role| names.group(role).as_str());
+    let is_wanted =
+        |grantee: &String, privilege: &String| privilege == "USAGE" && groups.contains(&grantee.as_str());
+    // First: with the right to grant goes what was granted by it, which nobody else can revoke.
+    for (_, grantee, privilege) in live.grantable.iter().filter(|(name, _, _)| name == schema.as_str()) {
+        if is_wanted(grantee, privilege) {
+            let revoke = format!(
+                "REVOKE GRANT OPTION FOR {privilege} ON SCHEMA {schema} FROM {} CASCADE",
+                grantee_of(grantee)
+            );
+            let difference = format!("{grantee} may grant {privilege} on schema {}", schema.as_str());
+            drift.undo_as(Some(owner), difference, revoke);
+        }
+    }
     for (_, grantee, privilege) in live.grants.iter().filter(|(name, _, _)| name == schema.as_str()) {
-        let group = [RoleName::Writer, RoleName::Reader].map(|role| names.group(role).as_str());
-        let is_wanted = privilege == "USAGE" && group.contains(&grantee.as_str());
-        if grantee != owner.as_str() && !is_wanted {
-            drift.found(format!("{grantee} has {privilege} on schema {}", schema.as_str()));
-            let grantee = grantee_of(grantee);
-            revokes.push(format!("REVOKE {privilege} ON SCHEMA {schema} FROM {grantee} CASCADE"));
+        if grantee != owner.as_str() && !is_wanted(grantee, privilege) {
+            let revoke =
+                format!("REVOKE {privilege} ON SCHEMA {schema} FROM {} CASCADE", grantee_of(grantee));
+            let difference = format!("{grantee} has {privilege} on schema {}", schema.as_str());
+            drift.undo_as(Some(owner), difference, revoke);
         }
     }
     for (place, letter, grantee, privilege) in &live.defaults {
@@ -157,17 +203,13 @@ pub fn inside(desired: &Desired, server: &Server, live: &Schemas) -> Drift {
         if place == "*" && grantee == PUBLIC && letter == "f" {
             continue;
         }
-        drift.found(format!("{grantee} has {privilege} on {objects} to come"));
+        let difference = format!("{grantee} has {privilege} on {objects} to come");
         let place = if place == "*" { String::new() } else { format!("IN SCHEMA {} ", grantee_of(place)) };
-        revokes.push(format!(
+        let revoke = format!(
             "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} {place}REVOKE {privilege} ON {objects} FROM {}",
             grantee_of(grantee)
-        ));
-    }
-    if !revokes.is_empty() {
-        // A grant is undone by the one who made it.
-        drift.commands.push(format!("SET LOCAL ROLE {owner}"));
-        drift.commands.extend(revokes);
+        );
+        drift.undo_as(Some(owner), difference, revoke);
     }
     if live.owners.get(schema.as_str()).is_some_and(|found| found == owner.as_str()) {
         for difference in schema::differences(desired, server, live) {

@@ -59,6 +59,18 @@ pub(super) fn close(desired: &Desired, server: &Server, catalog: &Catalog) -> Op
     Some(plan)
 }
 
+/// Plans that no login is open and none has a session; whose they are was looked at before.
+pub(super) fn expel(desired: &Desired, server: &Server, catalog: &Catalog) -> Vec<Statement> {
+    let names = &desired.names;
+    let logins = || names.logins().filter_map(|(_, _, name)| Some((name, catalog.roles.get(name.as_str())?)));
+    let mut plan: Vec<Statement> =
+        logins().filter(|(_, role)| role.can_login).map(|(name, _)| logins::shut(name)).collect();
+    if catalog.database.is_some() {
+        plan.extend(logins().map(|(name, _)| end_sessions(&names.database, name, server)));
+    }
+    plan
+}
+
 /// Our logins, then our groups.
 pub(super) fn ours<'a>(desired: &'a Desired, catalog: &Catalog) -> impl Iterator<Item = &'a Identifier> {
     let logins = desired.names.logins().map(|(_, _, name)| name);
@@ -72,7 +84,7 @@ fn is_ours(desired: &Desired, catalog: &Catalog, name: &Identifier) -> bool {
 }
 
 pub(super) fn drop_database(name: &Identifier) -> Statement {
-    Statement::single("drop the database", format!("DROP DATABASE {name}"))
+    Statement::lengthy("drop the database", format!("DROP DATABASE {name}"))
 }
 
 /// `names` are quoted.

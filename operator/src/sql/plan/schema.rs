@@ -8,10 +8,11 @@ use crate::sql::{
     catalog::{PUBLIC, Schemas, Server},
 };
 
-/// A right on objects that the owner will create: the word of the statement,
-/// the letter of the catalog, privileges of the writer and of the reader.
+/// A right on objects that the owner will create: the words of the statements for
+/// many and for one, the letter of the catalog, privileges of the writer and of the reader.
 struct Default {
     objects: &'static str,
+    object: &'static str,
     letter: &'static str,
     writer: &'static [&'static str],
     reader: &'static [&'static str],
@@ -21,20 +22,29 @@ struct Default {
 const DEFAULTS: [Default; 3] = [
     Default {
         objects: "TABLES",
+        object: "TABLE",
         letter: "r",
         writer: &["SELECT", "INSERT", "UPDATE", "DELETE"],
         reader: &["SELECT"],
     },
     Default {
         objects: "SEQUENCES",
+        object: "SEQUENCE",
         letter: "S",
         writer: &["USAGE", "SELECT", "UPDATE"],
         reader: &["SELECT"],
     },
-    Default { objects: "FUNCTIONS", letter: "f", writer: &["EXECUTE"], reader: &["EXECUTE"] },
+    Default {
+        objects: "FUNCTIONS",
+        object: "FUNCTION",
+        letter: "f",
+        writer: &["EXECUTE"],
+        reader: &["EXECUTE"],
+    },
 ];
 
-/// Plans the schema, the lock on `public` and the default privileges.
+/// Plans the schema, the lock on `public`, the default privileges, and the same
+/// on the objects that `live` lists.
 #[must_use]
 pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Option<Statement> {
     let names = &desired.names;
@@ -66,13 +76,17 @@ pub fn plan(desired: &Desired, server: &Server, live: &Schemas) -> Option<Statem
             default.objects
         ));
     }
-    if found.is_some() {
-        // What was created while the defaults were not in place.
-        for (role, default, privileges) in rights(writer, reader) {
+    // What was created while the defaults were not in place. Named one by one: of what
+    // somebody else put into the schema nothing can be granted.
+    for (role, default, privileges) in rights(writer, reader) {
+        let of_kind = live.objects.iter().filter(|object| object.letter == default.letter);
+        let objects: Vec<&str> = of_kind.map(|object| object.quoted.as_str()).collect();
+        if !objects.is_empty() {
             commands.push(format!(
-                "GRANT {} ON ALL {} IN SCHEMA {schema} TO {role}",
+                "GRANT {} ON {} {} TO {role}",
                 privileges.join(", "),
-                default.objects
+                default.object,
+                objects.join(", ")
             ));
         }
     }

@@ -27,7 +27,7 @@ pub(super) fn grpc(
     modules: Router,
     chassis: Router,
     max_concurrent: usize,
-    verifier: Option<Verifier>,
+    verifier: Option<Arc<Verifier>>,
     longest: Duration,
     observer: Observer,
 ) -> Router {
@@ -39,19 +39,33 @@ pub(super) fn grpc(
             Status::internal("internal error").into_http::<Body>()
         }));
     let router = match verifier {
-        Some(verifier) => router.layer(from_fn_with_state(Arc::new(verifier), jwt::require)),
+        Some(verifier) => router.layer(from_fn_with_state(verifier, jwt::require)),
         None => router,
     };
     router.layer(from_fn_with_state(longest, deadline::enforce)).layer(from_fn_with_state(observer, observe))
 }
 
 /// The HTTP listener, without the probes.
-pub(super) fn http(modules: Router, max_concurrent: usize, observer: Observer) -> Router {
-    limit(modules, max_concurrent, |_| StatusCode::SERVICE_UNAVAILABLE.into_response())
+pub(super) fn http(
+    modules: Router,
+    max_concurrent: usize,
+    verifier: Option<Arc<Verifier>>,
+    longest: Duration,
+    observer: Observer,
+) -> Router {
+    let router = limit(modules, max_concurrent, |_| StatusCode::SERVICE_UNAVAILABLE.into_response())
+        // One of its own: the default one would be replaced, layers and all, where the probes are merged.
+        .fallback(|| async { StatusCode::NOT_FOUND })
         .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
             log_panic(&*panic);
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }))
+        }));
+    let router = match verifier {
+        Some(verifier) => router.layer(from_fn_with_state(verifier, jwt::require_over_http)),
+        None => router,
+    };
+    router
+        .layer(from_fn_with_state(longest, deadline::enforce_over_http))
         .layer(from_fn_with_state(observer, observe))
 }
 
@@ -159,6 +173,17 @@ mod tests {
             served.call("/a.B/Hang", "1S").await
         });
         assert_eq!((hanging, refused), (Code::DeadlineExceeded, Code::ResourceExhausted));
+    }
+
+    #[tokio::test]
+    async fn a_request_over_http_is_not_waited_for_either() {
+        let modules = Router::new().route("/hang", post(std::future::pending::<()>));
+        let policy = Policy { mode: Mode::Off, slow: Duration::MAX };
+        let metrics = Metrics::new(HashMap::new(), Vec::new());
+        let observer = Observer { metrics, policy, grpc: false, trust_x_user: false };
+        let router = http(modules, 1, None, Duration::from_millis(20), observer);
+        let request = Request::post("/hang").body(Body::empty()).unwrap();
+        assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[tokio::test]

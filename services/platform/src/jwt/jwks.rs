@@ -1,10 +1,12 @@
 //! The issuer's public keys, fetched when needed.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use reqwest::{Client, Url, redirect};
-use tokio::sync::Mutex;
 
 use super::Rejection;
 use crate::config::ConfigError;
@@ -23,7 +25,10 @@ const MAX_BYTES: usize = 256 * 1024;
 pub struct Jwks {
     url: Url,
     client: Client,
+    /// Held for a look only: who has a known key never waits for a fetch.
     cache: Mutex<Cache>,
+    /// Held by the one who fetches.
+    fetching: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -68,29 +73,43 @@ impl Jwks {
             value: url.to_string(),
             expected: "a URL, in an image that has root certificates (ca-certificates)",
         })?;
-        Ok(Self { url, client, cache: Mutex::default() })
+        Ok(Self { url, client, cache: Mutex::default(), fetching: tokio::sync::Mutex::default() })
     }
 
-    /// The key of this id. One fetch at a time; the others wait for it.
+    /// The key of this id. One fetch at a time; who needs it waits for it.
     ///
     /// # Errors
     /// [`Rejection::Invalid`] for an unknown id, [`Rejection::KeysUnavailable`]
     /// when the issuer does not answer.
     pub async fn key(&self, kid: &str) -> Result<Jwk, Rejection> {
-        let mut cache = self.cache.lock().await;
-        match cache.decide(kid, Instant::now()) {
-            Decision::Use(key) => return Ok(*key),
-            Decision::Reject(rejection) => return Err(rejection),
-            Decision::Fetch => {}
+        if let Some(found) = self.known(kid) {
+            return found;
         }
+        let _one = self.fetching.lock().await;
+        // Somebody else may have fetched meanwhile.
+        if let Some(found) = self.known(kid) {
+            return found;
+        }
+        let fetched = self.fetch().await;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.attempted = Some(Instant::now());
-        let keys = self.fetch().await.map_err(|error| {
+        let keys = fetched.map_err(|error| {
             tracing::error!(url = %self.url, ?error, "cannot fetch the JWKS");
             Rejection::KeysUnavailable
         })?;
         let found = keys.find(kid).cloned().ok_or(Rejection::Invalid);
         cache.keys = Some((keys, Instant::now()));
         found
+    }
+
+    /// What can be told without a fetch.
+    fn known(&self, kid: &str) -> Option<Result<Jwk, Rejection>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match cache.decide(kid, Instant::now()) {
+            Decision::Use(key) => Some(Ok(*key)),
+            Decision::Reject(rejection) => Some(Err(rejection)),
+            Decision::Fetch => None,
+        }
     }
 
     async fn fetch(&self) -> Result<JwkSet, FetchError> {
@@ -158,5 +177,26 @@ mod tests {
         assert_eq!(idle.decide("known", now), Decision::Fetch);
         let failing = cache(FRESH, Duration::from_millis(500), now);
         assert_eq!(failing.decide("known", now), Decision::Reject(Rejection::KeysUnavailable));
+    }
+
+    #[tokio::test]
+    async fn a_known_key_is_used_while_an_unknown_one_is_fetched() {
+        // It is connected to and never answers.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let jwks = Jwks::new(url).unwrap();
+        let now = Instant::now();
+        let keys = serde_json::from_str(r#"{"keys":[{"kty":"RSA","kid":"known","n":"AQAB","e":"AQAB"}]}"#);
+        *jwks.cache.lock().unwrap() = Cache { keys: Some((keys.unwrap(), now)), attempted: None };
+        let hanging = async {
+            jwks.key("unknown").await.unwrap_err();
+            panic!("the fetch has ended");
+        };
+        let known = async {
+            let _connection = listener.accept().await.unwrap();
+            jwks.key("known").await
+        };
+        let found = tokio::select! { biased; found = known => found, () = hanging => unreachable!() };
+        assert!(found.is_ok());
     }
 }

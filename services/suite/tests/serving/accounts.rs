@@ -1,10 +1,11 @@
 use auth::v1::{LoginRequest, RegisterRequest, auth_service_client::AuthServiceClient};
 use platform::{
-    jwt::Policy,
-    testing::{logs, postgres::Postgres},
+    jwt::{Policy, key_id},
+    testing::{issuer::Issuer, logs, postgres::Postgres},
 };
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use suite::Name;
 use tonic::Code;
 
@@ -14,13 +15,17 @@ const PASSWORD: &str = "Correct-horse-1";
 
 async fn auth_env(postgres: &Postgres) -> Vars {
     let (_, mut env) = database(postgres, Name::Auth).await;
-    env.extend(vars([
+    env.extend(auth_settings());
+    env
+}
+
+fn auth_settings() -> Vars {
+    vars([
         ("JWT_ISSUER", "http://auth.test"),
         ("JWT_AUDIENCE", "demo,other"),
         ("BCRYPT_COST", "10"),
         ("DB_ACQUIRE_TIMEOUT", "500ms"),
-    ]));
-    env
+    ])
 }
 
 async fn post(app: &Running, path: &str, body: Value) -> (StatusCode, Value) {
@@ -108,6 +113,42 @@ async fn replicas_that_start_together_agree_on_the_key() {
 }
 
 #[tokio::test]
+async fn a_new_key_is_published_before_it_signs() {
+    let postgres = Postgres::shared().await;
+    let (own, mut env) = database(postgres, Name::Auth).await;
+    env.extend(auth_settings());
+    let (other, mut others) = database(postgres, Name::Auth).await;
+    others.extend(auth_settings());
+    let before = serve(&[Name::Auth], &env).await;
+    let register = json!({"username": "frank", "password": PASSWORD});
+    assert_eq!(post(&before, "/auth/register", register).await.0, StatusCode::CREATED);
+    token(&before, "frank").await;
+    let elsewhere = serve(&[Name::Auth], &others).await;
+    let jwks = |app: &Running| format!("{}/.well-known/jwks.json", app.http.as_deref().unwrap());
+    reqwest::get(jwks(&elsewhere)).await.unwrap();
+
+    let mut source = PgConnection::connect(&other.admin).await.unwrap();
+    let query = "select kid, private_pem from app.signing_keys";
+    let (kid, key): (String, String) = sqlx::query_as(query).fetch_one(&mut source).await.unwrap();
+    let mut db = PgConnection::connect(&own.admin).await.unwrap();
+    let insert = "insert into app.signing_keys (kid, algorithm, private_pem) values ($1, 'RS256', $2)";
+    sqlx::query(insert).bind(&kid).bind(key).execute(&mut db).await.unwrap();
+    let after = serve(&[Name::Auth], &env).await;
+    let set: Value = reqwest::get(jwks(&after)).await.unwrap().json().await.unwrap();
+    assert_eq!(set["keys"].as_array().unwrap().len(), 2, "{set}");
+    // The replica that started earlier does not know the new key yet.
+    let early = token(&after, "frank").await;
+    assert_eq!(verify(&before, &early).await.0, StatusCode::OK);
+
+    let age = "update app.signing_keys set created_at = created_at - interval '3 minutes'";
+    sqlx::query(age).execute(&mut db).await.unwrap();
+    let later = serve(&[Name::Auth], &env).await;
+    let late = token(&later, "frank").await;
+    assert_eq!(key_id(&late).unwrap(), kid);
+    assert_eq!(verify(&after, &late).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn without_the_database_there_is_no_token() {
     let mut postgres = Postgres::start().await;
     let app = serve(&[Name::Auth], &auth_env(&postgres).await).await;
@@ -124,4 +165,37 @@ async fn without_the_database_there_is_no_token() {
     postgres.resume().await;
     app.ready().await;
     token(&app, "dave").await;
+}
+
+#[tokio::test]
+async fn behind_a_gate_only_what_is_public_answers_without_its_token() {
+    let postgres = Postgres::shared().await;
+    let mut env = auth_env(postgres).await;
+    let gate = Issuer::new();
+    let (addr, _) = gate.serve().await;
+    env.extend(vars([
+        ("ID_TOKEN_JWKS_URL", &format!("http://{addr}/jwks")),
+        ("ID_TOKEN_ISSUER", "http://gate.test"),
+        ("ID_TOKEN_AUDIENCE", "auth.demo"),
+    ]));
+    let app = serve(&[Name::Auth], &env).await;
+    let new = json!({"username": "erin", "password": PASSWORD});
+    assert_eq!(post(&app, "/auth/register", new).await.0, StatusCode::CREATED);
+    let own = token(&app, "erin").await;
+    assert_eq!(
+        verify(&app, &own).await,
+        (StatusCode::OK, Some("erin".into())),
+        "of the service, not of the gate"
+    );
+
+    let claims =
+        json!({"iss": "http://gate.test", "aud": ["auth.demo"], "sub": "erin", "exp": 4_000_000_000_u64});
+    let gates = gate.sign(&claims);
+    for (tokens, status) in
+        [(vec![], 401), (vec![&own], 401), (vec![&gates, &gates], 401), (vec![&gates], 404)]
+    {
+        let url = format!("{}/auth/register/", app.http.as_deref().unwrap());
+        let request = tokens.iter().fold(Client::new().get(url), RequestBuilder::bearer_auth);
+        assert_eq!(request.send().await.unwrap().status(), status, "{} tokens", tokens.len());
+    }
 }

@@ -1,4 +1,4 @@
-use platform::{Env, testing::postgres::Postgres};
+use platform::{Database, Env, testing::postgres::Postgres};
 use sqlx::{Connection, Executor, PgConnection};
 use suite::Name;
 
@@ -45,4 +45,15 @@ async fn a_service_is_not_ready_before_its_migration_and_cannot_migrate_itself()
     assert!(writer.execute("create table t ()").await.is_err());
     suite::migrate(&Env::from_iter([("DATABASE_URL", &database.owner)]), Name::Greeter).await.unwrap();
     app.ready().await;
+}
+
+#[tokio::test]
+async fn a_service_whose_requests_hold_every_connection_stays_ready() {
+    let postgres = Postgres::shared().await;
+    let (database, _) = crate::fixture::database(postgres, Name::Greeter).await;
+    let env = Env::from_iter([("DATABASE_URL", database.writer.as_str()), ("DB_POOL_MAX", "1")]);
+    let database = Database::from_env(&env, "greeter", Name::Greeter.migrator()).unwrap();
+    let _held = database.pool.acquire().await.unwrap();
+    assert!(database.pool.try_acquire().is_none());
+    database.check().await.unwrap();
 }

@@ -17,7 +17,11 @@ fn claims(subject: &str) -> serde_json::Value {
 async fn layer(issuer: &Issuer) -> (Vars, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     let (addr, fetched) = issuer.serve().await;
     let url = format!("http://{addr}/jwks");
-    let layer = vars([("JWT_JWKS_URL", &url), ("JWT_ISSUER", "https://edge.test"), ("JWT_AUDIENCE", "demo")]);
+    let layer = vars([
+        ("ID_TOKEN_JWKS_URL", &url),
+        ("ID_TOKEN_ISSUER", "https://edge.test"),
+        ("ID_TOKEN_AUDIENCE", "demo"),
+    ]);
     (layer, fetched)
 }
 
@@ -76,9 +80,9 @@ async fn without_keys_no_call_passes() {
     let postgres = Postgres::shared().await;
     let (_, mut env) = database(postgres, Name::Greeter).await;
     env.extend(vars([
-        ("JWT_JWKS_URL", "http://127.0.0.1:1/jwks"),
-        ("JWT_ISSUER", "https://edge.test"),
-        ("JWT_AUDIENCE", "demo"),
+        ("ID_TOKEN_JWKS_URL", "http://127.0.0.1:1/jwks"),
+        ("ID_TOKEN_ISSUER", "https://edge.test"),
+        ("ID_TOKEN_AUDIENCE", "demo"),
     ]));
     let app = serve(&[Name::Greeter], &env).await;
     let client = &mut GreeterServiceClient::new(app.channel().await);

@@ -13,7 +13,7 @@ use peristyle_crds::{
 };
 use url::{Host, Url};
 
-use super::Observed;
+use super::{Observed, env, ports};
 use crate::{
     conditions::Finding,
     controllers::service::{observe::ExposeView, peers::EVERY_POD},
@@ -88,6 +88,12 @@ pub(super) fn access(
     let peers =
         Peers { inbound: inbound(service, observed, ports), outbound: outbound(service, observed, problems) };
     (Some(peers), finding)
+}
+
+/// Who may connect where, whatever else is wrong with the spec.
+#[must_use]
+pub fn peers(service: &Service, observed: &Observed) -> Option<Peers> {
+    access(service, observed, &ports(service), &mut Vec::new()).0
 }
 
 /// Whether every Service of another namespace that is called lists this one.
@@ -202,6 +208,11 @@ fn outbound(service: &Service, observed: &Observed, problems: &mut Vec<Problem>)
         if let Some(target) = observed.dependencies.get(&(namespace, name)) {
             add(vec![peer], vec![(transport(target.protocol), target.container_port)]);
         }
+    }
+    if let Some(verification) = env::verification(service, observed)
+        && let Destination::Peer(peer, port) = destination(&verification.jwks_url, &own)
+    {
+        add(vec![peer], vec![(Transport::Tcp, port)]);
     }
     for outbound in service.spec.access.iter().flat_map(|access| &access.outbound) {
         let both = |port: &i32| [(Transport::Tcp, *port), (Transport::Udp, *port)];

@@ -15,10 +15,20 @@ use peristyle_crds::{
 };
 
 use super::{BoundSecrets, Invalid, Observed, access};
-use crate::conditions::Finding;
+use crate::{auth::id_token::Verification, conditions::Finding};
 
 /// The user may say it differently; of all others the operator has the last word.
 const OVERRIDABLE: &str = "OTEL_SERVICE_NAME";
+
+/// By these a workload verifies the gate's tokens. Who sets one of them says all of it:
+/// half of another's check would refuse every call.
+const VERIFICATION: [&str; 3] = ["ID_TOKEN_JWKS_URL", "ID_TOKEN_ISSUER", "ID_TOKEN_AUDIENCE"];
+
+/// What the workload is told to verify the gate's tokens by.
+pub(super) fn verification<'a>(service: &Service, observed: &'a Observed) -> Option<&'a Verification> {
+    let is_said = service.spec.env.iter().any(|variable| VERIFICATION.contains(&variable.name.as_str()));
+    observed.verification.as_ref().filter(|_| !is_said)
+}
 
 /// Variables in order of definition, ours first, so that `$(NAME)` in the
 /// user's can refer to them.
@@ -37,6 +47,12 @@ pub(super) fn build(
     names.add(OVERRIDABLE, "metadata.name", "the name of the Service")?;
     if !spec.env.iter().any(|variable| variable.name == OVERRIDABLE) {
         env.push(value(OVERRIDABLE, service.name_any()));
+    }
+    if let Some(Verification { issuer, audience, jwks_url }) = verification(service, observed) {
+        for (name, text) in VERIFICATION.into_iter().zip([jwks_url, issuer, audience]) {
+            names.add(name, "spec.expose", "the tokens of the gate")?;
+            env.push(value(name, text.clone()));
+        }
     }
     for (index, binding) in spec.databases.iter().enumerate() {
         names.add(

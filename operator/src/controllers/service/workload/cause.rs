@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt;
 use peristyle_crds::condition::Reason;
 use regex::Regex;
@@ -118,7 +118,10 @@ fn container(status: &ContainerStatus) -> Option<(Weight, Reason, String)> {
         }
     }
     // Between two starts the state alternates; what ended the last one does not.
-    let (reason, ended) = exit(&state).or_else(|| exit(&status.last_state.clone().unwrap_or_default()))?;
+    let last = status.last_state.clone().unwrap_or_default();
+    // Only what is started again must not end, not even well: a hook is done then.
+    let counts = |ended: &ContainerStateTerminated| ended.exit_code != 0 || status.restart_count > 0;
+    let (reason, ended) = exit(&state.terminated.filter(counts).or(last.terminated.filter(counts))?);
     let restarts = match status.restart_count {
         0 => return Some((Weight::Failure, reason, format!("Terminated ({ended})"))),
         1 => "1 restart".to_owned(),
@@ -131,12 +134,11 @@ fn container(status: &ContainerStatus) -> Option<(Weight, Reason, String)> {
     Some((Weight::Failure, Reason::CrashLoopBackOff, text))
 }
 
-fn exit(state: &ContainerState) -> Option<(Reason, String)> {
-    let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
-    Some(match ended.reason.as_deref() {
+fn exit(ended: &ContainerStateTerminated) -> (Reason, String) {
+    match ended.reason.as_deref() {
         Some("OOMKilled") => (Reason::OOMKilled, "OOMKilled".to_owned()),
         _ => (Reason::ContainerFailed, format!("exit {}", ended.exit_code)),
-    })
+    }
 }
 
 /// The last line of a log, as short as a status wants it and without passwords of URLs.

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::DeleteParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client, Config, ResourceExt};
+use peristyle::sql::names::default_name;
 use peristyle_crds::v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, Service};
 use serde_json::{Value, json};
-use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 use super::edge::{Gate, Prober};
@@ -26,13 +26,11 @@ use super::snapshot::Camera;
 use super::sql::SqlProxy;
 use super::workload::Step;
 use super::{names, nodes, programs};
-use crate::command;
-use crate::control_plane::ControlPlane;
 use crate::images::workspace;
-use crate::operated::NAMESPACE;
+use crate::operated::{NAMESPACE, Operated};
 use crate::ports;
 use crate::progress::Progress;
-use crate::stack::{self, SYSTEM_NAMESPACE};
+use crate::stack::SYSTEM_NAMESPACE;
 use crate::substrate::{self, Component};
 use crate::wait;
 
@@ -40,9 +38,11 @@ const SYSTEM: &str = include_str!("../../manifests/faults/system.yaml");
 /// The operator's.
 const LEASE: &str = "peristyle-operator";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Deadline of a call without credentials.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// All systems; they end when it is dropped.
-pub struct Bench {
+pub struct Rig {
     /// Not through the proxy.
     pub client: Client,
     pub operator: Arc<Operator>,
@@ -57,17 +57,18 @@ pub struct Bench {
     pub postgres: Postgres,
     pub camera: Camera,
     tasks: Vec<JoinHandle<()>>,
-    plane: ControlPlane,
+    /// A control plane without an operator of its own.
+    operated: Operated,
 }
 
-impl Drop for Bench {
+impl Drop for Rig {
     fn drop(&mut self) {
         self.operator.kill();
         self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-impl Bench {
+impl Rig {
     /// Starts everything and waits until the operator says that its classes are ready.
     ///
     /// # Errors
@@ -78,25 +79,26 @@ impl Bench {
         let substrate = building.await?;
         let binaries = progress.step("build the operator", workspace::build()).await?;
         let peristyle = binaries.get("peristyle").context("the workspace has no binary peristyle")?;
-        let (plane, postgres) = tokio::try_join!(
-            progress.step("control plane", ControlPlane::start()),
+        let (operated, postgres) = tokio::try_join!(
+            progress.step("control plane", Operated::prepare()),
             progress.step("PostgreSQL", Postgres::start()),
         )?;
-        define(&plane).await?;
-        let behind = programs::start(&plane, &substrate, peristyle, &postgres);
+        let plane = operated.plane();
+        let behind = programs::start(plane, &substrate, peristyle, &postgres);
         let behind = progress.step("Keto and Oathkeeper", behind).await?;
 
         let kubeconfig = plane.state().path("operator.kubeconfig");
         let log = plane.state().log("operator");
-        let operator = Arc::new(Operator::new(peristyle.clone(), kubeconfig.clone(), log));
+        let operator = Arc::new(Operator::new(peristyle.clone(), kubeconfig.clone(), log)?);
         let journal = Arc::new(Journal::new(operator.clone()));
         let http = reqwest::Client::builder().no_proxy().build()?;
+        let probing = reqwest::Client::builder().no_proxy().timeout(PROBE_DEADLINE).build()?;
         let plain = |address: &str| Upstream::Plain { address: address.to_owned(), client: http.clone() };
         let here = IpAddr::from(Ipv4Addr::LOCALHOST);
         let gate = async |ip, upstream, names| HttpProxy::start(ip, upstream, journal.clone(), names).await;
-        let keto = (names::keto_write as super::http::Describe, names::no_effect as super::http::Effect);
+        let keto = (names::keto_write as super::http::Describe, names::no_effects as super::http::Effects);
         let api = Upstream::Kubernetes(client(&plane.kubeconfig()).await?);
-        let api = gate(here, api, (names::api_write, names::api_effect)).await?;
+        let api = gate(here, api, (names::api_write, names::api_effects)).await?;
         let keto_read = gate(here, plain(&behind.keto_read), keto).await?;
         let keto_write = gate(here, plain(&behind.keto_write), keto).await?;
         let keto_opl = gate(here, plain(&behind.keto_opl), keto).await?;
@@ -105,18 +107,17 @@ impl Bench {
         let sql = SqlProxy::start(postgres.address(), journal.clone()).await?;
         fs::write(&kubeconfig, plain_kubeconfig(&api.address().to_string()))?;
 
-        let client = plane.client().await?;
+        let client = operated.client.clone();
         let gate = Arc::new(Gate::default());
         let prober = Prober {
-            client: client.clone(),
-            http: http.clone(),
+            http: probing,
             oathkeeper: behind.oathkeeper.clone(),
             journal: journal.clone(),
             gate: gate.clone(),
         };
-        let tasks = vec![tokio::spawn(nodes::play(client.clone())), tokio::spawn(prober.run())];
-        let camera = Camera::new(client.clone(), behind.keto_read).await?;
-        let bench = Self {
+        let tasks = vec![tokio::spawn(nodes::play(client.clone())), tokio::spawn(prober.run(client.clone()))];
+        let camera = Camera::new(client.clone(), behind).await?;
+        let rig = Self {
             client,
             operator,
             journal,
@@ -130,13 +131,13 @@ impl Bench {
             postgres,
             camera,
             tasks,
-            plane,
+            operated,
         };
-        bench.guard_databases();
-        bench.apply_system().await?;
-        bench.operator.start()?;
-        progress.step("the operator and its classes", bench.classes_are_ready()).await?;
-        Ok(bench)
+        rig.guard_databases();
+        rig.apply_system().await?;
+        rig.operator.start()?;
+        progress.step("the operator and its classes", rig.classes_are_ready()).await?;
+        Ok(rig)
     }
 
     async fn apply_system(&self) -> Result<()> {
@@ -151,7 +152,8 @@ impl Bench {
             ("$OATHKEEPER_ADDRESS", self.oathkeeper.address().ip().to_string()),
         ];
         let text = values.iter().fold(SYSTEM.to_owned(), |text, (from, to)| text.replace(from, to));
-        kubectl(&self.plane, &["apply", "--server-side", "-f", "-"], Some(&text)).await?;
+        let arguments = ["apply", "--server-side", "-f", "-"];
+        self.operated.plane().kubectl_with_input(&arguments, &text).await?;
         Ok(())
     }
 
@@ -241,10 +243,13 @@ impl Bench {
             tokio::spawn(async move {
                 let databases: Api<Database> = Api::namespaced(client, NAMESPACE);
                 let found = databases.list(&kube::api::ListParams::default()).await;
-                let is_deleted = |database: &Database| database.metadata.deletion_timestamp.is_some();
+                let is_kept = |database: &Database| {
+                    let name = default_name(NAMESPACE, &database.name_any());
+                    database.metadata.deletion_timestamp.is_none() && sql.contains(&format!("\"{name}\""))
+                };
                 // An object that is gone by now was deleted before.
-                if found.is_ok_and(|found| found.iter().any(|database| !is_deleted(database))) {
-                    journal.violation(format!("{sql} although no Database is being deleted"));
+                if found.is_ok_and(|found| found.iter().any(is_kept)) {
+                    journal.violation(format!("{sql} although its Database is not being deleted"));
                 }
             });
         });
@@ -267,18 +272,4 @@ fn plain_kubeconfig(address: &str) -> String {
         "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "proxy"}}]
     })
     .to_string()
-}
-
-async fn kubectl(plane: &ControlPlane, arguments: &[&str], input: Option<&str>) -> Result<String> {
-    let mut kubectl = Command::new(plane.state().program("kubectl"));
-    kubectl.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments);
-    command::output_with_input(&mut kubectl, input).await
-}
-
-async fn define(plane: &ControlPlane) -> Result<()> {
-    stack::install_definitions(async |arguments: &[&str]| kubectl(plane, arguments, None).await).await?;
-    for name in [SYSTEM_NAMESPACE, NAMESPACE] {
-        kubectl(plane, &["create", "namespace", name], None).await?;
-    }
-    Ok(())
 }
