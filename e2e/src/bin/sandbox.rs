@@ -37,7 +37,7 @@ enum Action {
     Down,
     /// From nothing to the first protected call: cluster, charts, example and a transcript of real calls
     Demo {
-        /// The port of 127.0.0.1 that leads to the edge; one sandbox that is up already keeps its own
+        /// The port of 127.0.0.1 that leads to the edge; a sandbox that is up keeps the one it has
         #[arg(long, default_value_t = EDGE_PORT)]
         port: u16,
     },
