@@ -92,7 +92,7 @@ pub fn edge_errors_name(service: &str) -> String {
 /// parts keeps one from replacing the other.
 #[must_use]
 pub fn object_name(owner: &Owner, expose: &str, host: &Host, role: &str) -> String {
-    let hash = names::hash8([owner.namespace.as_str(), &owner.name, expose, host.as_str(), role]);
+    let hash = names::hash([owner.namespace.as_str(), &owner.name, expose, host.as_str(), role]);
     names::with_ending(&format!("{}-{expose}", owner.name), &format!("{role}-{hash}"))
 }
 
