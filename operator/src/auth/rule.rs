@@ -313,9 +313,15 @@ impl Rule {
 /// hash must not hold for rules that somebody made to have it.
 #[must_use]
 pub fn hash<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> String {
+    hash_of(rules.into_iter().map(text))
+}
+
+/// The same, of rules as [`text`] gives them.
+#[must_use]
+pub fn hash_of(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
     let mut hasher = Sha256::new();
-    for rule in rules {
-        hasher.update(text(rule));
+    for text in texts {
+        hasher.update(text);
         hasher.update([0]);
     }
     hex::encode(&hasher.finalize()[..8])

@@ -4,7 +4,8 @@
 //! Order: models → namespaces visible → tuples → rules → confirmation. Each
 //! part is taken back in the same way when its policy is gone, because what is
 //! published is always computed from the policies that exist now; only tuples
-//! need a record of what was ours.
+//! need a record of what was ours. Rules wait a little for the routes that ask
+//! for them to go first.
 
 pub mod build;
 mod config_maps;
