@@ -294,6 +294,9 @@ impl Shape<'_> {
             // The client's are removed, whether or not the decision sets them: its own token
             // goes no further than the gate.
             auth_response_headers: ["Authorization", "X-User"].map(ToOwned::to_owned).into(),
+            // A longer answer is a refusal, 401. One that is cut is not, if its head was a permission:
+            // the head is all that counts, and Oathkeeper's permissions have no body
+            // (pkg/middlewares/auth/forward.go of Traefik 3.6.12).
             max_response_body_size: 65_536,
         };
         self.middleware(
