@@ -109,8 +109,11 @@ pub async fn run<K, F, Fut, E>(
     let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
         let key = key(&*object);
         tracing::warn!(object = %key, %error, "retrying");
-        let failures = ctx.backoff.fail(&key, object.meta().generation);
-        Action::requeue(delay(failures).max(client::pause_asked_by(error).unwrap_or_default()))
+        let generation = object.meta().generation;
+        let failures = ctx.backoff.fail(&key, generation);
+        let pause = client::pause_asked_by(error).unwrap_or_default();
+        ctx.backoff.hold(&key, generation, pause);
+        Action::requeue(delay(failures).max(pause))
     };
     let config = controller::Config::default().concurrency(16);
     let results = controller::applier(pass, retry, ctx.clone(), roots.store().clone(), queue, config);
@@ -176,9 +179,13 @@ where
                 let reason = finding.reason;
                 let Consequence { shown, retry } = consequence(class, reason, failures);
                 let outcome = shown.map(|state| failed(&*object, Finding { state, ..finding }));
-                // Each try is one more refusal in the audit log, and no watch tells of a grant.
-                if let (Reason::Forbidden, Retry::After(pause)) = (reason, retry) {
-                    ctx.backoff.hold(&key, generation, jitter(pause));
+                // Each try is one more refusal in the audit log, and no watch tells of a grant. Who
+                // asks to be left alone means it, although the status that tells of it is a change.
+                match (reason, retry) {
+                    (Reason::Forbidden, Retry::After(pause)) => {
+                        ctx.backoff.hold(&key, generation, jitter(pause));
+                    }
+                    _ => ctx.backoff.hold(&key, generation, pause.unwrap_or_default()),
                 }
                 (outcome, retry, failures, pause)
             }
@@ -380,6 +387,26 @@ mod tests {
         (Arc::new(Context::new(Client::new(service, "default"), config, fence).unwrap()), statuses)
     }
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed to apply: {0}")]
+    struct Busy(#[source] client::Error);
+
+    impl Busy {
+        fn asks_for(after: Duration) -> Self {
+            Self(client::Error::Throttled { status: http::StatusCode::TOO_MANY_REQUESTS, after })
+        }
+    }
+
+    impl Classified for Busy {
+        fn class(&self) -> Class {
+            Class::Transient
+        }
+
+        fn reason(&self) -> Reason {
+            Reason::Unavailable
+        }
+    }
+
     fn object(version: &str) -> Arc<Service> {
         let metadata = json!({"name": "orders", "namespace": "shop", "uid": "u", "generation": 1,
             "resourceVersion": version});
@@ -405,6 +432,24 @@ mod tests {
         assert_ne!(action, Action::await_change());
         let failures = ctx.backoff.fail("Service/shop/orders", Some(1));
         assert_eq!(failures, 2, "passes without an error were counted as failures");
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_to_wait_is_left_alone_although_the_status_that_tells_so_is_a_change() {
+        const PAUSE: Duration = Duration::from_secs(30);
+        let (ctx, statuses) = context();
+        // Those before were not told, and their pauses are over.
+        ctx.backoff.fail("Service/shop/orders", Some(1));
+        ctx.backoff.fail("Service/shop/orders", Some(1));
+        let busy = async |_, _| Err::<Outcome<ServiceStatus>, _>(Busy::asks_for(PAUSE));
+        let action = pass(object("1"), ctx.clone(), busy).await.unwrap();
+        assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::requeue(PAUSE)));
+        let unexpected = async |_, _| -> Result<Outcome<ServiceStatus>, Busy> {
+            panic!("the pause is not over")
+        };
+        let action = pass(object("2"), ctx.clone(), unexpected).await.unwrap();
+        assert_ne!(action, Action::await_change(), "nobody would come back");
+        assert_eq!(statuses.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
