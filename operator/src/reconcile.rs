@@ -94,6 +94,27 @@ pub async fn run<K, F, Fut, E>(
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
     E: Classified,
 {
+    let close = |_, _| std::future::ready(Ok(()));
+    run_closing(ctx, roots, triggers, close, reconcile).await;
+}
+
+/// The same for a kind whose objects let somebody in: `close` takes back what
+/// they may no longer grant, also while an object is left alone for a while.
+pub async fn run_closing<K, C, Closed, F, Fut, E>(
+    ctx: Arc<Context>,
+    roots: &Watched<K>,
+    triggers: Vec<BoxStream<'static, ObjectRef<K>>>,
+    close: C,
+    reconcile: F,
+) where
+    K: Root,
+    K::Status: DeserializeOwned,
+    C: Fn(Arc<K>, Arc<Context>) -> Closed + Clone + Send + Sync + 'static,
+    Closed: Future<Output = Result<(), E>> + Send + 'static,
+    F: Fn(Arc<K>, Arc<Context>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
+    E: Classified,
+{
     let own = roots.changes().map(|object| ObjectRef::from_obj(&*object)).boxed();
     let queue = futures::stream::select_all(triggers.into_iter().chain([own]))
         .map(Ok::<ObjectRef<K>, std::convert::Infallible>);
@@ -103,8 +124,8 @@ pub async fn run<K, F, Fut, E>(
         if unreadable.borrow().contains_key(&ObjectRef::from_obj(&*object)) {
             return std::future::ready(Ok(Action::await_change())).boxed();
         }
-        let reconcile = reconcile.clone();
-        async move { pass(object, ctx, reconcile).await }.boxed()
+        let (close, reconcile) = (close.clone(), reconcile.clone());
+        async move { pass(object, ctx, close, reconcile).await }.boxed()
     };
     let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
         let key = key(&*object);
@@ -135,10 +156,17 @@ pub async fn run<K, F, Fut, E>(
     tokio::join!(passes, unreadable::report(&ctx, roots));
 }
 
-async fn pass<K, F, Fut, E>(object: Arc<K>, ctx: Arc<Context>, reconcile: F) -> Result<Action, StatusError>
+async fn pass<K, C, Closed, F, Fut, E>(
+    object: Arc<K>,
+    ctx: Arc<Context>,
+    close: C,
+    reconcile: F,
+) -> Result<Action, StatusError>
 where
     K: Root,
     K::Status: DeserializeOwned,
+    C: Fn(Arc<K>, Arc<Context>) -> Closed,
+    Closed: Future<Output = Result<(), E>> + Send,
     F: Fn(Arc<K>, Arc<Context>) -> Fut,
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send,
     E: Classified,
@@ -151,12 +179,13 @@ where
         return Ok(Action::await_change());
     }
     let generation = object.meta().generation;
-    if let Some(left) = ctx.backoff.held(&key, generation) {
-        return Ok(Action::requeue(left));
-    }
     let _running = ctx.passes.token();
     let span = telemetry::pass_span(&K::kind(&()), &key, object.meta());
     async {
+        if let Some(left) = ctx.backoff.held(&key, generation) {
+            let again = closed(&ctx, &key, generation, close(object.clone(), ctx.clone())).await;
+            return Ok(Action::requeue(again.map_or(left, |again| again.min(left))));
+        }
         let started = Instant::now();
         let work = AssertUnwindSafe(reconcile(object.clone(), ctx.clone())).catch_unwind();
         let result = match tokio::time::timeout(PASS_DEADLINE, work).await {
@@ -204,6 +233,30 @@ where
     }
     .instrument(span)
     .await
+}
+
+/// Does what no pause of an object holds up; when to try again before the pause is over.
+async fn closed<E: Classified>(
+    ctx: &Context,
+    key: &str,
+    generation: Option<i64>,
+    close: impl Future<Output = Result<(), E>> + Send,
+) -> Option<Duration> {
+    let failure = match tokio::time::timeout(PASS_DEADLINE, AssertUnwindSafe(close).catch_unwind()).await {
+        Ok(Ok(Ok(()))) => return None,
+        Ok(Ok(Err(error))) => Failure::of(key, &error),
+        Ok(Err(_)) => {
+            tracing::error!(object = %key, "closing panicked");
+            Failure::panicked()
+        }
+        Err(_) => Failure::late(),
+    };
+    // Nothing tells of a grant, and the pause is as long as it takes to look for one again.
+    if failure.class == Class::Forbidden {
+        return None;
+    }
+    let failures = ctx.backoff.fail(key, generation);
+    Some(delay(failures).max(failure.pause.unwrap_or_default()))
 }
 
 /// Why a pass did not come to its end.
@@ -413,6 +466,11 @@ mod tests {
         Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": {"image": "x:1"}})).unwrap())
     }
 
+    /// Closes nothing.
+    async fn nothing<E>(_: Arc<Service>, _: Arc<Context>) -> Result<(), E> {
+        Ok(())
+    }
+
     fn crashing() -> Outcome<ServiceStatus> {
         let finding = Finding::failed(types::WORKLOAD_AVAILABLE, Reason::CrashLoopBackOff, "exit 1");
         Outcome::new(ServiceStatus::default(), vec![finding])
@@ -423,11 +481,11 @@ mod tests {
         let (ctx, statuses) = context();
         for version in 0..20 {
             let found = async |_, _| Ok::<_, Broken>(crashing());
-            pass(object(&format!("1{version}")), ctx.clone(), found).await.unwrap();
+            pass(object(&format!("1{version}")), ctx.clone(), nothing, found).await.unwrap();
         }
         let before = statuses.lock().unwrap().len();
         let broken = async |_, _| Err::<Outcome<ServiceStatus>, _>(Broken);
-        let action = pass(object("30"), ctx.clone(), broken).await.unwrap();
+        let action = pass(object("30"), ctx.clone(), nothing, broken).await.unwrap();
         assert_eq!(statuses.lock().unwrap().len(), before, "one error was told at once");
         assert_ne!(action, Action::await_change());
         let failures = ctx.backoff.fail("Service/shop/orders", Some(1));
@@ -442,24 +500,50 @@ mod tests {
         ctx.backoff.fail("Service/shop/orders", Some(1));
         ctx.backoff.fail("Service/shop/orders", Some(1));
         let busy = async |_, _| Err::<Outcome<ServiceStatus>, _>(Busy::asks_for(PAUSE));
-        let action = pass(object("1"), ctx.clone(), busy).await.unwrap();
+        let action = pass(object("1"), ctx.clone(), nothing, busy).await.unwrap();
         assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::requeue(PAUSE)));
-        let unexpected = async |_, _| -> Result<Outcome<ServiceStatus>, Busy> {
-            panic!("the pause is not over")
-        };
-        let action = pass(object("2"), ctx.clone(), unexpected).await.unwrap();
+        let unexpected =
+            async |_, _| -> Result<Outcome<ServiceStatus>, Busy> { panic!("the pause is not over") };
+        let action = pass(object("2"), ctx.clone(), nothing, unexpected).await.unwrap();
         assert_ne!(action, Action::await_change(), "nobody would come back");
         assert_eq!(statuses.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_pause_holds_up_what_closes() {
+        let (ctx, _) = context();
+        ctx.backoff.hold("Service/shop/orders", Some(1), Duration::from_secs(60));
+        let tries = Arc::new(Mutex::new(0));
+        let counted = tries.clone();
+        let close = move |_, _| {
+            *counted.lock().unwrap() += 1;
+            std::future::ready(Ok::<(), Broken>(()))
+        };
+        let unexpected =
+            async |_, _| -> Result<Outcome<ServiceStatus>, Broken> { panic!("the pause is not over") };
+        let action = pass(object("1"), ctx.clone(), close, unexpected).await.unwrap();
+        assert_eq!(*tries.lock().unwrap(), 1);
+        assert_ne!(action, Action::await_change(), "nobody would come back");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_closed_is_tried_again_before_the_pause_is_over() {
+        let (ctx, _) = context();
+        let broken = std::future::ready(Err::<(), _>(Broken));
+        let again = closed(&ctx, "Service/shop/orders", Some(1), broken).await;
+        assert!(again.is_some_and(|again| again < Duration::from_secs(1)), "{again:?}");
+        let closing = std::future::ready(Ok::<(), Broken>(()));
+        assert_eq!(closed(&ctx, "Service/shop/orders", Some(1), closing).await, None);
     }
 
     #[tokio::test]
     async fn a_pass_before_the_cache_has_the_last_status_does_nothing() {
         let (ctx, statuses) = context();
         let found = async |_, _| Ok::<_, Broken>(crashing());
-        pass(object("1"), ctx.clone(), found).await.unwrap();
-        let action = pass(object("1"), ctx.clone(), found).await.unwrap();
+        pass(object("1"), ctx.clone(), nothing, found).await.unwrap();
+        let action = pass(object("1"), ctx.clone(), nothing, found).await.unwrap();
         assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::await_change()));
-        pass(object("2"), ctx.clone(), found).await.unwrap();
+        pass(object("2"), ctx.clone(), nothing, found).await.unwrap();
         assert_eq!(statuses.lock().unwrap().len(), 2, "this version has no status");
     }
 }
