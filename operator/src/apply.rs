@@ -365,7 +365,11 @@ fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
     Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
-fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
+/// Whether `live` is the controller's of `owner`.
+///
+/// # Errors
+/// [`Error::NameConflict`] when it is not; [`Error::Remains`] when it is that of an owner before.
+pub fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
 where
     K::DynamicType: Default,
 {
