@@ -146,6 +146,7 @@ pub async fn run_closing<K, C, Closed, F, Fut, E>(
                 let namespace = gone.namespace.as_deref().unwrap_or_default();
                 let key = key_of::<K>(namespace, &gone.name);
                 ctx.backoff.reset(&key);
+                ctx.backoff.reset(&closing(&key));
                 ctx.unseen.forget(&key);
                 ctx.applier.forget(&K::kind(&()), namespace, &gone.name);
             }
@@ -242,8 +243,16 @@ async fn closed<E: Classified>(
     generation: Option<i64>,
     close: impl Future<Output = Result<(), E>> + Send,
 ) -> Option<Duration> {
+    // Its own refusals count apart: only they hold it up.
+    let key = &closing(key);
+    if let Some(left) = ctx.backoff.held(key, generation) {
+        return Some(left);
+    }
     let failure = match tokio::time::timeout(PASS_DEADLINE, AssertUnwindSafe(close).catch_unwind()).await {
-        Ok(Ok(Ok(()))) => return None,
+        Ok(Ok(Ok(()))) => {
+            ctx.backoff.reset(key);
+            return None;
+        }
         Ok(Ok(Err(error))) => Failure::of(key, &error),
         Ok(Err(_)) => {
             tracing::error!(object = %key, "closing panicked");
@@ -256,7 +265,14 @@ async fn closed<E: Classified>(
         return None;
     }
     let failures = ctx.backoff.fail(key, generation);
-    Some(delay(failures).max(failure.pause.unwrap_or_default()))
+    let pause = failure.pause.unwrap_or_default();
+    ctx.backoff.hold(key, generation, pause);
+    Some(delay(failures).max(pause))
+}
+
+/// Under which the refusals of what closes are counted.
+fn closing(key: &str) -> String {
+    format!("{key} closing")
 }
 
 /// Why a pass did not come to its end.

@@ -45,9 +45,13 @@ async fn close(service: Arc<Service>, ctx: Arc<Context>) -> Result<(), Error> {
         return apply::withdraw(&ctx, &owner, &Edge::default()).await;
     }
     let observed = observe::observe(&ctx, &service, &owner).await;
-    withdraw(&ctx, &owner, &service, &observed, &build::edge(&owner, &route::routes(&service, &observed)))
-        .await?;
-    protect(&ctx, &owner, &service, &observed).await
+    let edge = build::edge(&owner, &route::routes(&service, &observed));
+    withdraw(&ctx, &owner, &service, &observed, &edge).await?;
+    // Without it there never was a pod that somebody could connect to.
+    if ctx.stores.deployments.get(&owner.namespace, &owner.name).is_some() {
+        protect(&ctx, &owner, &service, &observed).await?;
+    }
+    Ok(())
 }
 
 fn owner(service: &Service) -> Owner {
