@@ -113,11 +113,11 @@ pub async fn run(ctx: Arc<Context>) {
                         .is_some_and(|token| token.jwks_secret == secret.name_any())
             }
         }),
-        all(stores.auth_policies.spec_changes()),
+        all(stores.auth_policies.spec_changes().map(drop).boxed()),
         all(standing::claimed(stores)),
-        all(stores.edge_classes.spec_changes()),
+        all(stores.edge_classes.spec_changes().map(drop).boxed()),
         // Which class is the default depends on all of them.
-        all(classes.spec_changes()),
+        all(classes.spec_changes().map(drop).boxed()),
         all(stores.namespaces.changes().map(drop).boxed()),
         all(standing::freed(stores).map(drop).boxed()),
         stores.system_endpoint_slices.concerning(classes, |slice, class| {
