@@ -73,9 +73,13 @@ pub struct PathMatch {
     /// Matches the path itself and everything below it, by whole segments. Default: none, `exact` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = r"^/[A-Za-z0-9/._~-]*$"))]
+    #[x_kube(validation = ("!self.matches('//|/[.][.]?(/|$)')",
+        "must have no empty, '.' or '..' segment; write the path as it is after cleaning, for example /a/c for /a/./b/..//c"))]
     pub prefix: Option<String>,
     /// Matches this path only. Default: none, `prefix` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = r"^/[A-Za-z0-9/._~-]*$"))]
+    #[x_kube(validation = ("!self.matches('//|/[.][.]?(/|$)')",
+        "must have no empty, '.' or '..' segment; write the path as it is after cleaning, for example /a/c for /a/./b/..//c"))]
     pub exact: Option<String>,
 }

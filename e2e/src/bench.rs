@@ -133,6 +133,11 @@ fn report(
             "| `spec.image` of a Service, to the Deployment with it | {:.1} | {:.1} |",
             latency.change.0, latency.change.1
         )?;
+        writeln!(
+            text,
+            "| the same from the reply to the change | {:.1} | {:.1} |",
+            latency.reaction.0, latency.reaction.1
+        )?;
         writeln!(text, "| requests of the operator per change | {:.2} | |", latency.requests)?;
     }
     writeln!(

@@ -2,8 +2,16 @@
 //! past a rule, or to bring an identity or an origin of its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use e2e::gate::frames::{self, PREFACE};
 use e2e::gate::shop::{CALLS_HOST, ECHO_HOST, MY_CALL, OPEN_CALL, USER, leaks};
-use e2e::gate::{Gate, SMUGGLED, frames, shop};
+use e2e::gate::{Gate, SMUGGLED, shop};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A workload that is open to everyone; its policy is the connection's alone.
+const PUBLIC: &str = "wide";
+const PUBLIC_HOST: &str = "wide.shop.example.com";
 
 /// Whether an attempt may reach the workload.
 #[derive(Clone, Copy, PartialEq)]
@@ -167,21 +175,31 @@ fn http(method: &str, target: &[u8], hosts: &[&str], headers: &[&str]) -> Vec<u8
     request
 }
 
-/// What asks for HTTP/2.
-const UPGRADE: &str = "Upgrade: h2c";
+/// What asks for another protocol on the connection.
+const UPGRADES: [&[&str]; 12] = [
+    &["Upgrade: h2c"],
+    &["upgrade: H2C"],
+    &["UPGRADE:\th2c "],
+    &["Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"],
+    &["Upgrade: h2c, websocket"],
+    &["Upgrade: websocket, h2c"],
+    &["Upgrade: websocket,h2c"],
+    &["Upgrade: h2c", "Upgrade: websocket"],
+    &["Upgrade: h2"],
+    &["Upgrade: HTTP/2.0"],
+    &["Upgrade: TLS/1.2"],
+    &["Upgrade: foo"],
+];
 
-/// A change to HTTP/2 by the client's wish, and right behind it, for whoever
+/// A change of protocol by the client's wish, and right behind it, for whoever
 /// agreed, a request for what is not open.
-fn upgrade(target: &[u8], connection: &str, headers: &[&str]) -> Vec<u8> {
+fn upgrade(host: &str, target: &[u8], connection: &str, headers: &[&str]) -> Vec<u8> {
     let connection = format!("Connection: {connection}");
-    let mut all = vec![connection.as_str(), UPGRADE, "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"];
-    all.extend(headers);
-    let mut request = http("GET", target, &[ECHO_HOST], &all);
+    let mut request = http("GET", target, &[host], &[&[connection.as_str()], headers].concat());
     let end = request.len() - b"Connection: close\r\n\r\n".len();
     request.truncate(end);
     request.extend_from_slice(b"\r\n");
-    let head =
-        [(":method", "GET"), (":scheme", "http"), (":authority", ECHO_HOST), (":path", "/mine/secret")];
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", host), (":path", "/mine/secret")];
     request.extend(frames::request(&bytes(&head), b""));
     request
 }
@@ -250,13 +268,16 @@ fn over_http(token: &str) -> Vec<Attempt> {
     for [one, two] in two_tokens(token) {
         add(May::Either, http("GET", b"/mine/secret", host, &[&one, &two]));
     }
-    for connection in ["Upgrade, HTTP2-Settings", "Upgrade", "HTTP2-Settings, Upgrade, X-User"] {
-        add(May::Not, upgrade(b"/mine/secret", connection, &[]));
-        add(May::Not, upgrade(b"/mine/secret", connection, &["X-User: root"]));
-        add(May::Not, upgrade(b"/nowhere", connection, &[&with]));
-        // Where the request itself is allowed, the connection is not.
-        add(May::Either, upgrade(b"/open/x", connection, &[]));
-        add(May::Either, upgrade(b"/mine/secret", connection, &[&with]));
+    for wish in UPGRADES {
+        for connection in ["Upgrade, HTTP2-Settings", "upgrade", "HTTP2-Settings, Upgrade, X-User"] {
+            for path in ["/mine/secret", "/nowhere", "/open/x"] {
+                for headers in [&[][..], &["X-User: root"], &[&with], &["Content-Type: application/grpc"]] {
+                    let headers = [wish, headers].concat();
+                    add(May::Not, upgrade(ECHO_HOST, path.as_bytes(), connection, &headers));
+                    add(May::Not, upgrade(PUBLIC_HOST, path.as_bytes(), connection, &headers));
+                }
+            }
+        }
     }
     attempts
 }
@@ -424,7 +445,8 @@ async fn run(gate: &Gate, what: &str, attempts: &[Attempt], over_http: bool) -> 
     for Attempt { request, may } in attempts {
         let answer = if !over_http {
             frames::exchange(gate.edge.address(), request).await.map(|()| String::new())
-        } else if request.windows(UPGRADE.len()).any(|window| window == UPGRADE.as_bytes()) {
+        } else if request.windows(PREFACE.len()).any(|window| window == PREFACE) {
+            // The connection stays open.
             gate.send_head(request).await
         } else {
             gate.send(request).await
@@ -451,11 +473,41 @@ async fn run(gate: &Gate, what: &str, attempts: &[Attempt], over_http: bool) -> 
     all
 }
 
+/// The gate with both workloads and one that is open to everyone, and a token.
+async fn with_all() -> (Gate, String) {
+    let (gate, token) = shop::with_both().await.unwrap();
+    let mut public = shop::echo();
+    public["expose"][0]["auth"] = json!({"mode": "Public"});
+    gate.apply("Service", PUBLIC, &public).await.unwrap();
+    gate.serve(PUBLIC, "http").await.unwrap();
+    gate.becomes("Service", PUBLIC, "RoutesProgrammed", "True", "Succeeded").await.unwrap();
+    (gate, format!("Bearer {token}"))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_request_of_the_matrix_gets_past_its_rule_or_brings_an_identity_of_its_own() {
-    let (gate, token) = shop::with_both().await.unwrap();
-    let bearer = format!("Bearer {token}");
+    let (gate, bearer) = with_all().await;
     let mut wrong = run(&gate, "HTTP", &over_http(&bearer), true).await;
     wrong.extend(run(&gate, "gRPC", &over_grpc(&bearer), false).await);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    // The one protocol that a workload gets, and no other behind it.
+    drop(gate.reached.take());
+    for (host, protocol) in [(ECHO_HOST, "websocket"), (PUBLIC_HOST, "WebSocket")] {
+        let (token, upgrade) = (format!("Authorization: {bearer}"), format!("Upgrade: {protocol}"));
+        let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+        let headers = [token.as_str(), "Connection: Upgrade", &upgrade, "Upgrade: h2c", key];
+        let mut stream = TcpStream::connect(gate.edge.address()).await.unwrap();
+        stream.write_all(&http("GET", b"/mine/secret", &[host], &headers)).await.unwrap();
+        let mut answer = [0; 4096];
+        let count = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 101"), "{host}: {answer}");
+        stream.write_all(b"ping").await.unwrap();
+        let mut echoed = [0; 4];
+        stream.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"ping", "{host}");
+        let heads = gate.reached.take();
+        assert!(heads.len() == 1 && !heads[0].contains("h2c"), "{heads:?}");
+    }
 }

@@ -28,6 +28,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How soon a deletion is over, or says what it waits for.
+const DELETED: Duration = Duration::from_secs(30);
 
 /// An operator with an edge to serve.
 struct Bench(Operated);
@@ -135,6 +137,43 @@ async fn what_is_edited_or_deleted_by_hand_is_restored_and_what_others_own_stays
     comes_back_after_deletion::<CoreService>(&bench).await.unwrap();
     comes_back_after_deletion::<ServiceAccount>(&bench).await.unwrap();
     comes_back_after_deletion::<Deployment>(&bench).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_the_kinds_of_the_edge_a_service_goes_in_time_and_with_them_the_others_get_their_routes() {
+    let bench = Bench::start().await.unwrap();
+    let spec =
+        || json!({"image": "x:1", "replicas": 0, "expose": [{"name": "public", "auth": {"mode": "Public"}}]});
+    let has_routes = async |name: &str| {
+        wait::until(&format!("Service {name} has its routes"), PATIENCE, async || {
+            let names = bench.route_names(name).await?;
+            ensure!(names.iter().any(|name| name.contains("-parent-")), "{names:?}");
+            Ok(())
+        })
+        .await
+    };
+    for name in ["leaving", "staying"] {
+        bench.apply(name, spec()).await.unwrap();
+        has_routes(name).await.unwrap();
+    }
+    let kinds = ["middlewares.traefik.io", "ingressroutes.traefik.io", "serverstransports.traefik.io"];
+    bench.0.plane.kubectl(&[&["delete", "crd"][..], &kinds].concat()).await.unwrap();
+    // The children first, so that it is there for a while and the operator acts on it.
+    let services = bench.0.api::<Service>();
+    services.delete("leaving", &DeleteParams::foreground()).await.unwrap();
+    wait::until("the Service is gone", DELETED, async || {
+        ensure!(services.get_opt("leaving").await?.is_none(), "{:?}", services.get("leaving").await?);
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    stack::install_definitions(async |arguments: &[&str]| bench.0.plane.kubectl(arguments).await)
+        .await
+        .unwrap();
+    has_routes("staying").await.unwrap();
+    bench.apply("leaving", spec()).await.unwrap();
+    has_routes("leaving").await.unwrap();
 }
 
 async fn comes_back_after_deletion<K>(bench: &Bench) -> Result<()>

@@ -182,10 +182,18 @@ async fn a_policy_that_is_deleted_under_calls_closes_its_route_and_opens_nothing
         honest.join_all().await;
         println!("AuthPolicy {name}: {}", prober.finish().await.unwrap());
         assert_no_leak(&gate, name);
-        let order = withdrawals(&gate, position).unwrap();
-        println!("{}", order.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
-        let routes = order.iter().filter(|request| request.resource == "ingressroutes").count();
-        assert!(routes >= 2, "not even the routes were withdrawn");
+        let order = wait::until("the rules are withdrawn", PATIENCE, async || {
+            let order = withdrawals(&gate, position)?;
+            ensure!(order.iter().any(|request| request.resource == "configmaps"), "{order:?}");
+            Ok(order)
+        })
+        .await
+        .unwrap();
+        let shown = order.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let is_parent = |request: &Request| request.name.contains("-parent-");
+        let route = order.iter().position(is_parent).expect(&shown);
+        let rules = order.iter().position(|request| request.resource == "configmaps").expect(&shown);
+        assert!(route < rules, "the rules went before the route that asks for them:\n{shown}");
     }
 }
 

@@ -88,9 +88,13 @@ impl Bench {
     }
 
     fn api(&self, api_version: &str, kind: &str) -> Api<DynamicObject> {
+        self.api_in(NAMESPACE, api_version, kind)
+    }
+
+    fn api_in(&self, namespace: &str, api_version: &str, kind: &str) -> Api<DynamicObject> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        Api::namespaced_with(self.operated.client.clone(), NAMESPACE, &resource)
+        Api::namespaced_with(self.operated.client.clone(), namespace, &resource)
     }
 
     /// Waits until `Ready` of an object has this reason; its message.
@@ -143,7 +147,8 @@ impl Bench {
 
     /// Whether `taken` is as it was but for what Kubernetes itself says of it.
     async fn is_as_it_was(&self, child: &Child, taken: &DynamicObject) -> Result<()> {
-        let now = self.api(&child.api_version, &child.kind).get(&child.name).await?;
+        let namespace = taken.namespace().unwrap_or_default();
+        let now = self.api_in(&namespace, &child.api_version, &child.kind).get(&child.name).await?;
         let content = |object: &DynamicObject| {
             let mut content = object.clone();
             content.metadata.resource_version = None;
@@ -275,6 +280,117 @@ async fn a_secret_of_somebody_else_is_neither_used_nor_changed() {
             tokio_postgres::connect(&uri, tokio_postgres::NoTls).await.is_err(),
             "{role} lets mallory in"
         );
+    }
+}
+
+/// A class and the children that it would have, each by kind, name and what it is made of.
+struct Class {
+    kind: &'static str,
+    spec: Value,
+    children: Vec<(&'static str, &'static str, &'static str, Value)>,
+}
+
+/// `$` stands for the name of the class.
+fn classes() -> [Class; 2] {
+    let selector = json!({"app": "legacy"});
+    let set = json!({"spec": {"replicas": 0, "serviceName": "legacy", "selector": {"matchLabels": selector},
+        "template": {"metadata": {"labels": selector},
+            "spec": {"containers": [{"name": "legacy", "image": "x:1"}]}}}});
+    let tuples = r#"[{"namespace":"Wares","object":"all","relation":"buyers","subject_id":"alice"}]"#;
+    [
+        Class {
+            kind: "DatabaseClass",
+            spec: json!({"engine": "PostgreSQL", "provider": "Embedded",
+                "embedded": {"image": "x:1", "binDir": "/usr/bin", "user": 100}}),
+            children: vec![
+                (
+                    "v1",
+                    "Secret",
+                    "$-postgres",
+                    json!({"stringData": {"username": "mallory", "password": "chosen-by-mallory"}}),
+                ),
+                ("v1", "Service", "$-postgres", json!({"spec": {"ports": [{"port": 5432}]}})),
+                ("apps/v1", "StatefulSet", "$-postgres", set),
+            ],
+        },
+        Class {
+            kind: "AuthClass",
+            // Nobody answers there: what is foreign is found before anything is asked.
+            spec: json!({
+                "oathkeeper": {"namespace": SYSTEM_NAMESPACE, "service": "oathkeeper-api", "rulesConfigMap": "$-rules"},
+                "keto": {"readURL": "http://127.0.0.1:1", "writeURL": "http://127.0.0.1:1", "oplURL": "http://127.0.0.1:1",
+                    "namespacesConfigMap": {"namespace": SYSTEM_NAMESPACE, "name": "$-namespaces", "key": "namespaces.keto.ts"}}}),
+            children: vec![
+                ("v1", "ConfigMap", "$-rules", json!({"data": {"rules.json": "[]"}})),
+                ("v1", "ConfigMap", "$-namespaces", json!({"data": {"namespaces.keto.ts": ""}})),
+                ("v1", "ConfigMap", "$-tuples", json!({"data": {"tuples.json": tuples}})),
+            ],
+        },
+    ]
+}
+
+#[tokio::test]
+async fn what_a_class_would_make_is_neither_used_nor_changed_where_somebody_else_has_it() {
+    let bench = Bench::start().await.unwrap();
+    let mut taken = Vec::new();
+    for (number, Class { kind, spec, children }) in classes().into_iter().enumerate() {
+        for (position, (api_version, child, name, content)) in children.into_iter().enumerate() {
+            // Once as it is and once in the operator's clothes.
+            for is_disguised in [false, true] {
+                let class = format!("c{number}{position}{}", u8::from(is_disguised));
+                let named = |text: &str| text.replace('$', &class);
+                let name = named(name);
+                // The record of tuples outlives its class: its label is all that says whose it is.
+                let label = if kind == "AuthClass" { "auth-class" } else { "database-class" };
+                let other = if name.ends_with("-tuples") { "other" } else { &class };
+                let labels = if is_disguised {
+                    json!({"app.kubernetes.io/managed-by": "peristyle", format!("peristyle.dev/{label}"): other})
+                } else {
+                    json!({"app": "legacy"})
+                };
+                let mut object = json!({"apiVersion": api_version, "kind": child,
+                    "metadata": {"name": name, "labels": labels}});
+                object.as_object_mut().unwrap().extend(content.as_object().unwrap().clone());
+                let object: DynamicObject = serde_json::from_value(object).unwrap();
+                let api = bench.api_in(SYSTEM_NAMESPACE, api_version, child);
+                let object = api.create(&PostParams::default(), &object).await.unwrap();
+                let spec: Value = serde_json::from_str(&named(&spec.to_string())).unwrap();
+                let manifest = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": kind,
+                    "metadata": {"name": class}, "spec": spec});
+                let manifest = manifest.to_string();
+                bench.operated.plane.kubectl_with_input(&["apply", "-f", "-"], &manifest).await.unwrap();
+                let child = Child { api_version: api_version.to_owned(), kind: child.to_owned(), name };
+                taken.push((kind, class, child, object));
+            }
+        }
+    }
+    for (kind, class, child, object) in &taken {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("peristyle.dev", "v1alpha1", kind));
+        let api: Api<DynamicObject> = Api::all_with(bench.operated.client.clone(), &resource);
+        wait::until(
+            &format!("{kind} {class} tells of {} {}", child.kind, child.name),
+            PATIENCE,
+            async || {
+                let found = api.get(class).await?;
+                let conditions =
+                    found.data["status"]["conditions"].as_array().context("no status yet")?.clone();
+                let ready = conditions.iter().find(|c| c["type"] == "Ready").context("no condition yet")?;
+                let message = ready["message"].as_str().unwrap_or_default();
+                let is_named = message.contains(&format!("{} {} exists", child.kind, child.name));
+                ensure!(ready["reason"] == "NameConflict" && is_named, "{ready}");
+                Ok(())
+            },
+        )
+        .await
+        .unwrap();
+        bench.is_as_it_was(child, object).await.unwrap();
+        if child.kind == "Secret" {
+            let sets = bench.api_in(SYSTEM_NAMESPACE, "apps/v1", "StatefulSet");
+            assert!(
+                sets.get_opt(&child.name).await.unwrap().is_none(),
+                "a server with a password of mallory"
+            );
+        }
     }
 }
 

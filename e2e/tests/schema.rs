@@ -138,6 +138,26 @@ fn service_cases() -> Vec<Case> {
             with(json!({"expose": [{"name": "a", "paths": [{"prefix": "/`) || Host(`x"}]}]})),
             "spec.expose[0].paths[0].prefix",
         ),
+        good(
+            "paths with dots and a slash at the end",
+            with(exposed(&["/", "/a/", "/.well-known/x", "/a/..b/...", "/a.b/c."])),
+        ),
+        bad(
+            "a path with an empty segment",
+            with(exposed(&["/a", "/a//b"])),
+            "spec.expose[0].paths[1].prefix",
+        ),
+        bad("a path of two slashes", with(exposed(&["//"])), SEGMENTS),
+        bad("a path with two slashes at the end", with(exposed(&["/a//"])), SEGMENTS),
+        bad("a path with a dot", with(exposed(&["/a/./b"])), SEGMENTS),
+        bad("a path with a dot at the end", with(exposed(&["/a/."])), SEGMENTS),
+        bad("a path with two dots", with(exposed(&["/../a"])), SEGMENTS),
+        bad("a path with two dots at the end", with(exposed(&["/a/.."])), SEGMENTS),
+        bad(
+            "an exact path with two dots",
+            with(json!({"expose": [{"name": "a", "paths": [{"exact": "/a/../b"}]}]})),
+            SEGMENTS,
+        ),
         bad(
             "a host with a back-tick",
             with(json!({"expose": [{"name": "a", "hosts": ["x`y.test"]}]})),
@@ -156,12 +176,25 @@ fn service_cases() -> Vec<Case> {
     ]
 }
 
+/// What is told about a path that would be cleaned.
+const SEGMENTS: &str = "must have no empty, '.' or '..' segment; write the path as it is after cleaning";
+
+fn exposed(prefixes: &[&str]) -> Value {
+    let paths: Vec<Value> = prefixes.iter().map(|prefix| json!({ "prefix": prefix })).collect();
+    json!({"expose": [{"name": "a", "paths": paths}]})
+}
+
 fn policy_cases() -> Vec<Case> {
     let policy = |rule: Value| json!({"targets": [{"service": "x"}], "authentication": [{"name": "idp", "jwt": {"issuer": "i", "audiences": ["a"]}}], "rules": [rule]});
     let grpc = json!({"grpc": [{"service": "a.v1.A"}]});
     vec![
         good("an authenticated rule", policy(json!({"name": "r", "match": grpc, "authentication": ["idp"]}))),
         good("a public rule", policy(json!({"name": "r", "match": grpc, "public": {}}))),
+        bad(
+            "a rule for a path that would be cleaned",
+            policy(json!({"name": "r", "match": {"http": [{"path": {"prefix": "/a/.."}}]}, "public": {}})),
+            SEGMENTS,
+        ),
         bad(
             "neither public nor authenticated",
             policy(json!({"name": "r", "match": grpc})),

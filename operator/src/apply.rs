@@ -121,10 +121,29 @@ impl Classified for Error {
 }
 
 /// What the last apply of an object sent and what the server made of it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 struct Record {
     desired: [u8; 32],
     live: [u8; 32],
+    /// Version of the object when it was looked at last: of the same one nothing
+    /// else needs to be compared.
+    version: Option<String>,
+}
+
+impl Record {
+    fn of<K: Child>(desired: [u8; 32], live: &K) -> Result<Self, Error> {
+        Ok(Self { desired, live: digest(&settled(live)?), version: live.resource_version() })
+    }
+
+    /// Whether `live` is, but for its status, what the apply of `desired` made.
+    fn is_of<K: Child>(&self, desired: [u8; 32], live: &K) -> Result<bool, Error> {
+        if self.desired != desired {
+            return Ok(false);
+        }
+        let is_same =
+            self.version.is_some() && self.version.as_ref() == live.meta().resource_version.as_ref();
+        Ok(is_same || self.live == digest(&settled(live)?))
+    }
 }
 
 /// Kind and name of an owner; its namespace is that of its children, if it has one.
@@ -183,15 +202,20 @@ impl Applier {
         annotate::<K>(&mut wanted, &digest_of_wanted);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let known = self.remembered(desired);
-        let was_applied = known.is_some_and(|known| known.desired == digest_of_wanted);
+        let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
         let uid = if let Some(live) = live {
             guard(live, owner)?;
-            let record = Record { desired: digest_of_wanted, live: digest(&settled(live)?) };
-            match known {
-                Some(known) if known == record => return Ok(live.clone()),
+            match &known {
+                Some(known) if known.is_of(digest_of_wanted, live)? => {
+                    if known.version != live.resource_version() {
+                        let version = live.resource_version();
+                        self.remember(desired, Record { version, ..known.clone() });
+                    }
+                    return Ok(live.clone());
+                }
                 None if is_as_applied(live, &wanted) => {
-                    self.remember(desired, record);
+                    self.remember(desired, Record::of(digest_of_wanted, live)?);
                     return Ok(live.clone());
                 }
                 _ => {}
@@ -199,8 +223,7 @@ impl Applier {
             live.uid()
         } else {
             if let Some(created) = self.create(&api, desired, &wanted).await? {
-                let record = Record { desired: digest_of_wanted, live: digest(&settled(&created)?) };
-                self.remember(desired, record);
+                self.remember(desired, Record::of(digest_of_wanted, &created)?);
                 return Ok(created);
             }
             // The caches hold only what carries our label: an object of somebody
@@ -216,8 +239,7 @@ impl Applier {
         }
         let patch = Patch::Apply(with_type::<K>(wanted));
         let applied = self.patch(&api, desired, &patch, is_drift).await?;
-        let record = Record { desired: digest_of_wanted, live: digest(&settled(&applied)?) };
-        self.remember(desired, record);
+        self.remember(desired, Record::of(digest_of_wanted, &applied)?);
         Ok(applied)
     }
 
@@ -313,7 +335,7 @@ impl Applier {
     }
 
     fn remembered<K: Child>(&self, child: &K) -> Option<Record> {
-        self.lock().get(&owner_name(child))?.get(&key(child)).copied()
+        self.lock().get(&owner_name(child))?.get(&key(child)).cloned()
     }
 
     fn remember<K: Child>(&self, child: &K, record: Record) {
@@ -365,7 +387,11 @@ fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
     Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
-fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
+/// Whether `live` is the controller's of `owner`.
+///
+/// # Errors
+/// [`Error::NameConflict`] when it is not; [`Error::Remains`] when it is that of an owner before.
+pub fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
 where
     K::DynamicType: Default,
 {
@@ -469,12 +495,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_goes_with_its_owner_and_no_other() {
         let applier = applier();
-        let record = Record { desired: [0; 32], live: [0; 32] };
+        let record = Record { desired: [0; 32], live: [0; 32], version: None };
         let gone = child("a", "x", "Service", "orders");
         let namesake = child("b", "x", "Service", "orders");
         let of_class = child("system", "y", "AuthClass", "orders");
         for child in [&gone, &namesake, &of_class] {
-            applier.remember(child, record);
+            applier.remember(child, record.clone());
         }
         applier.forget("Service", "a", "orders");
         let left = [&gone, &namesake, &of_class].map(|child| applier.remembered(child).is_some());

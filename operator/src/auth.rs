@@ -6,6 +6,7 @@ pub mod compile;
 pub mod evidence;
 pub mod id_token;
 pub mod key;
+pub mod leaving;
 pub mod matches;
 pub mod model;
 pub mod pattern;

@@ -38,9 +38,12 @@ impl Backoff {
         failures.count
     }
 
-    /// Leaves `key` alone for `pause`, unless its generation changes.
+    /// Leaves `key` alone for `pause`, or for as long as it was to be left alone
+    /// already, unless its generation changes.
     pub fn hold(&self, key: &str, generation: Option<i64>, pause: Duration) {
-        of(&mut self.lock(), key, generation).held = Some(Instant::now() + pause);
+        let mut all = self.lock();
+        let held = &mut of(&mut all, key, generation).held;
+        *held = (*held).max(Some(Instant::now() + pause));
     }
 
     /// For how much longer `key` is to be left alone.
@@ -142,7 +145,9 @@ mod tests {
         assert!(backoff.held("a", Some(1)).is_some());
         assert_eq!(backoff.held("a", Some(2)), None);
         backoff.hold("a", Some(1), Duration::ZERO);
-        assert_eq!(backoff.held("a", Some(1)), None, "its time is over");
+        assert!(backoff.held("a", Some(1)).is_some(), "who asks for less takes nothing back");
+        backoff.hold("b", Some(1), Duration::ZERO);
+        assert_eq!(backoff.held("b", Some(1)), None, "its time is over");
     }
 
     #[test]

@@ -94,6 +94,27 @@ pub async fn run<K, F, Fut, E>(
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
     E: Classified,
 {
+    let close = |_, _| std::future::ready(Ok(()));
+    run_closing(ctx, roots, triggers, close, reconcile).await;
+}
+
+/// The same for a kind whose objects let somebody in: `close` takes back what
+/// they may no longer grant, also while an object is left alone for a while.
+pub async fn run_closing<K, C, Closed, F, Fut, E>(
+    ctx: Arc<Context>,
+    roots: &Watched<K>,
+    triggers: Vec<BoxStream<'static, ObjectRef<K>>>,
+    close: C,
+    reconcile: F,
+) where
+    K: Root,
+    K::Status: DeserializeOwned,
+    C: Fn(Arc<K>, Arc<Context>) -> Closed + Clone + Send + Sync + 'static,
+    Closed: Future<Output = Result<(), E>> + Send + 'static,
+    F: Fn(Arc<K>, Arc<Context>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
+    E: Classified,
+{
     let own = roots.changes().map(|object| ObjectRef::from_obj(&*object)).boxed();
     let queue = futures::stream::select_all(triggers.into_iter().chain([own]))
         .map(Ok::<ObjectRef<K>, std::convert::Infallible>);
@@ -103,14 +124,17 @@ pub async fn run<K, F, Fut, E>(
         if unreadable.borrow().contains_key(&ObjectRef::from_obj(&*object)) {
             return std::future::ready(Ok(Action::await_change())).boxed();
         }
-        let reconcile = reconcile.clone();
-        async move { pass(object, ctx, reconcile).await }.boxed()
+        let (close, reconcile) = (close.clone(), reconcile.clone());
+        async move { pass(object, ctx, close, reconcile).await }.boxed()
     };
     let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
         let key = key(&*object);
         tracing::warn!(object = %key, %error, "retrying");
-        let failures = ctx.backoff.fail(&key, object.meta().generation);
-        Action::requeue(delay(failures).max(client::pause_asked_by(error).unwrap_or_default()))
+        let generation = object.meta().generation;
+        let failures = ctx.backoff.fail(&key, generation);
+        let pause = client::pause_asked_by(error).unwrap_or_default();
+        ctx.backoff.hold(&key, generation, pause);
+        Action::requeue(delay(failures).max(pause))
     };
     let config = controller::Config::default().concurrency(16);
     let results = controller::applier(pass, retry, ctx.clone(), roots.store().clone(), queue, config);
@@ -122,6 +146,7 @@ pub async fn run<K, F, Fut, E>(
                 let namespace = gone.namespace.as_deref().unwrap_or_default();
                 let key = key_of::<K>(namespace, &gone.name);
                 ctx.backoff.reset(&key);
+                ctx.backoff.reset(&closing(&key));
                 ctx.unseen.forget(&key);
                 ctx.applier.forget(&K::kind(&()), namespace, &gone.name);
             }
@@ -132,10 +157,17 @@ pub async fn run<K, F, Fut, E>(
     tokio::join!(passes, unreadable::report(&ctx, roots));
 }
 
-async fn pass<K, F, Fut, E>(object: Arc<K>, ctx: Arc<Context>, reconcile: F) -> Result<Action, StatusError>
+async fn pass<K, C, Closed, F, Fut, E>(
+    object: Arc<K>,
+    ctx: Arc<Context>,
+    close: C,
+    reconcile: F,
+) -> Result<Action, StatusError>
 where
     K: Root,
     K::Status: DeserializeOwned,
+    C: Fn(Arc<K>, Arc<Context>) -> Closed,
+    Closed: Future<Output = Result<(), E>> + Send,
     F: Fn(Arc<K>, Arc<Context>) -> Fut,
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send,
     E: Classified,
@@ -148,12 +180,13 @@ where
         return Ok(Action::await_change());
     }
     let generation = object.meta().generation;
-    if let Some(left) = ctx.backoff.held(&key, generation) {
-        return Ok(Action::requeue(left));
-    }
     let _running = ctx.passes.token();
     let span = telemetry::pass_span(&K::kind(&()), &key, object.meta());
     async {
+        if let Some(left) = ctx.backoff.held(&key, generation) {
+            let again = closed(&ctx, &key, generation, close(object.clone(), ctx.clone())).await;
+            return Ok(Action::requeue(again.map_or(left, |again| again.min(left))));
+        }
         let started = Instant::now();
         let work = AssertUnwindSafe(reconcile(object.clone(), ctx.clone())).catch_unwind();
         let result = match tokio::time::timeout(PASS_DEADLINE, work).await {
@@ -176,9 +209,13 @@ where
                 let reason = finding.reason;
                 let Consequence { shown, retry } = consequence(class, reason, failures);
                 let outcome = shown.map(|state| failed(&*object, Finding { state, ..finding }));
-                // Each try is one more refusal in the audit log, and no watch tells of a grant.
-                if let (Reason::Forbidden, Retry::After(pause)) = (reason, retry) {
-                    ctx.backoff.hold(&key, generation, jitter(pause));
+                // Each try is one more refusal in the audit log, and no watch tells of a grant. Who
+                // asks to be left alone means it, although the status that tells of it is a change.
+                match (reason, retry) {
+                    (Reason::Forbidden, Retry::After(pause)) => {
+                        ctx.backoff.hold(&key, generation, jitter(pause));
+                    }
+                    _ => ctx.backoff.hold(&key, generation, pause.unwrap_or_default()),
                 }
                 (outcome, retry, failures, pause)
             }
@@ -197,6 +234,45 @@ where
     }
     .instrument(span)
     .await
+}
+
+/// Does what no pause of an object holds up; when to try again before the pause is over.
+async fn closed<E: Classified>(
+    ctx: &Context,
+    key: &str,
+    generation: Option<i64>,
+    close: impl Future<Output = Result<(), E>> + Send,
+) -> Option<Duration> {
+    // Its own refusals count apart: only they hold it up.
+    let key = &closing(key);
+    if let Some(left) = ctx.backoff.held(key, generation) {
+        return Some(left);
+    }
+    let failure = match tokio::time::timeout(PASS_DEADLINE, AssertUnwindSafe(close).catch_unwind()).await {
+        Ok(Ok(Ok(()))) => {
+            ctx.backoff.reset(key);
+            return None;
+        }
+        Ok(Ok(Err(error))) => Failure::of(key, &error),
+        Ok(Err(_)) => {
+            tracing::error!(object = %key, "closing panicked");
+            Failure::panicked()
+        }
+        Err(_) => Failure::late(),
+    };
+    // Nothing tells of a grant, and the pause is as long as it takes to look for one again.
+    if failure.class == Class::Forbidden {
+        return None;
+    }
+    let failures = ctx.backoff.fail(key, generation);
+    let pause = failure.pause.unwrap_or_default();
+    ctx.backoff.hold(key, generation, pause);
+    Some(delay(failures).max(pause))
+}
+
+/// Under which the refusals of what closes are counted.
+fn closing(key: &str) -> String {
+    format!("{key} closing")
 }
 
 /// Why a pass did not come to its end.
@@ -380,10 +456,35 @@ mod tests {
         (Arc::new(Context::new(Client::new(service, "default"), config, fence).unwrap()), statuses)
     }
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("failed to apply: {0}")]
+    struct Busy(#[source] client::Error);
+
+    impl Busy {
+        fn asks_for(after: Duration) -> Self {
+            Self(client::Error::Throttled { status: http::StatusCode::TOO_MANY_REQUESTS, after })
+        }
+    }
+
+    impl Classified for Busy {
+        fn class(&self) -> Class {
+            Class::Transient
+        }
+
+        fn reason(&self) -> Reason {
+            Reason::Unavailable
+        }
+    }
+
     fn object(version: &str) -> Arc<Service> {
         let metadata = json!({"name": "orders", "namespace": "shop", "uid": "u", "generation": 1,
             "resourceVersion": version});
         Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": {"image": "x:1"}})).unwrap())
+    }
+
+    /// Closes nothing.
+    async fn nothing<E>(_: Arc<Service>, _: Arc<Context>) -> Result<(), E> {
+        Ok(())
     }
 
     fn crashing() -> Outcome<ServiceStatus> {
@@ -396,11 +497,11 @@ mod tests {
         let (ctx, statuses) = context();
         for version in 0..20 {
             let found = async |_, _| Ok::<_, Broken>(crashing());
-            pass(object(&format!("1{version}")), ctx.clone(), found).await.unwrap();
+            pass(object(&format!("1{version}")), ctx.clone(), nothing, found).await.unwrap();
         }
         let before = statuses.lock().unwrap().len();
         let broken = async |_, _| Err::<Outcome<ServiceStatus>, _>(Broken);
-        let action = pass(object("30"), ctx.clone(), broken).await.unwrap();
+        let action = pass(object("30"), ctx.clone(), nothing, broken).await.unwrap();
         assert_eq!(statuses.lock().unwrap().len(), before, "one error was told at once");
         assert_ne!(action, Action::await_change());
         let failures = ctx.backoff.fail("Service/shop/orders", Some(1));
@@ -408,13 +509,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_asks_to_wait_is_left_alone_although_the_status_that_tells_so_is_a_change() {
+        const PAUSE: Duration = Duration::from_secs(30);
+        let (ctx, statuses) = context();
+        // Those before were not told, and their pauses are over.
+        ctx.backoff.fail("Service/shop/orders", Some(1));
+        ctx.backoff.fail("Service/shop/orders", Some(1));
+        let busy = async |_, _| Err::<Outcome<ServiceStatus>, _>(Busy::asks_for(PAUSE));
+        let action = pass(object("1"), ctx.clone(), nothing, busy).await.unwrap();
+        assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::requeue(PAUSE)));
+        let unexpected =
+            async |_, _| -> Result<Outcome<ServiceStatus>, Busy> { panic!("the pause is not over") };
+        let action = pass(object("2"), ctx.clone(), nothing, unexpected).await.unwrap();
+        assert_ne!(action, Action::await_change(), "nobody would come back");
+        assert_eq!(statuses.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn no_pause_holds_up_what_closes() {
+        let (ctx, _) = context();
+        ctx.backoff.hold("Service/shop/orders", Some(1), Duration::from_secs(60));
+        let tries = Arc::new(Mutex::new(0));
+        let counted = tries.clone();
+        let close = move |_, _| {
+            *counted.lock().unwrap() += 1;
+            std::future::ready(Ok::<(), Broken>(()))
+        };
+        let unexpected =
+            async |_, _| -> Result<Outcome<ServiceStatus>, Broken> { panic!("the pause is not over") };
+        let action = pass(object("1"), ctx.clone(), close, unexpected).await.unwrap();
+        assert_eq!(*tries.lock().unwrap(), 1);
+        assert_ne!(action, Action::await_change(), "nobody would come back");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_closed_is_tried_again_before_the_pause_is_over() {
+        let (ctx, _) = context();
+        let broken = std::future::ready(Err::<(), _>(Broken));
+        let again = closed(&ctx, "Service/shop/orders", Some(1), broken).await;
+        assert!(again.is_some_and(|again| again < Duration::from_secs(1)), "{again:?}");
+        let closing = std::future::ready(Ok::<(), Broken>(()));
+        assert_eq!(closed(&ctx, "Service/shop/orders", Some(1), closing).await, None);
+    }
+
+    #[tokio::test]
     async fn a_pass_before_the_cache_has_the_last_status_does_nothing() {
         let (ctx, statuses) = context();
         let found = async |_, _| Ok::<_, Broken>(crashing());
-        pass(object("1"), ctx.clone(), found).await.unwrap();
-        let action = pass(object("1"), ctx.clone(), found).await.unwrap();
+        pass(object("1"), ctx.clone(), nothing, found).await.unwrap();
+        let action = pass(object("1"), ctx.clone(), nothing, found).await.unwrap();
         assert_eq!((statuses.lock().unwrap().len(), action), (1, Action::await_change()));
-        pass(object("2"), ctx.clone(), found).await.unwrap();
+        pass(object("2"), ctx.clone(), nothing, found).await.unwrap();
         assert_eq!(statuses.lock().unwrap().len(), 2, "this version has no status");
     }
 }

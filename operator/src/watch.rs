@@ -1,5 +1,6 @@
 //! One watch per kind, shared by all controllers.
 
+mod controlled;
 pub mod health;
 
 use std::{
@@ -25,8 +26,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use self::health::Health;
-use crate::{apply::ownership, backoff::WatchBackoff};
+use self::{controlled::Controlled, health::Health};
+use crate::{apply::ownership, backoff::WatchBackoff, metadata::is_controlled_by};
 
 /// A kind of which there can be a cache.
 pub trait Cached:
@@ -50,6 +51,7 @@ pub struct Watched<K: Cached> {
     /// A reader only passes on which object is to be looked at; what is behind
     /// it keeps one entry per object, so no queue here grows.
     readers: Arc<Mutex<Vec<mpsc::UnboundedSender<Arc<K>>>>>,
+    controlled: Arc<Controlled<K>>,
     unreadable: watch::Receiver<Unreadable<K>>,
 }
 
@@ -131,7 +133,9 @@ impl<K: Cached> Watched<K> {
         let (store, writer) = reflector::store();
         let readers = Arc::new(Mutex::new(Vec::new()));
         let (bad, unreadable) = watch::channel(Unreadable::new());
-        let mut cache = Cache { store: store.clone(), writer, bad, before: Vec::new() };
+        let controlled = Arc::new(Controlled::default());
+        let mut cache =
+            Cache { store: store.clone(), writer, controlled: controlled.clone(), bad, before: Vec::new() };
         let told = readers.clone();
         tokio::spawn(async move {
             let mut events = events.boxed();
@@ -151,7 +155,7 @@ impl<K: Cached> Watched<K> {
                 }
             }
         });
-        Self { store, readers, unreadable }
+        Self { store, readers, controlled, unreadable }
     }
 
     /// What the types cannot read, and each change of it.
@@ -202,9 +206,16 @@ impl<K: Cached> Watched<K> {
     #[must_use]
     pub fn labelled(&self, namespace: &str, label: &str, value: &str) -> Vec<Arc<K>> {
         self.store.state_filter(|object| {
-            object.namespace().as_deref() == Some(namespace)
+            object.meta().namespace.as_deref() == Some(namespace)
                 && object.labels().get(label).is_some_and(|v| v == value)
         })
+    }
+
+    /// Every cached object that the object with this UID controls.
+    #[must_use]
+    pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
+        let found = self.controlled.of(uid).into_iter().filter_map(|reference| self.store.get(&reference));
+        found.filter(|object| is_controlled_by(&**object, uid)).collect()
     }
 
     /// For each object that changes, those of `roots` that it concerns.
@@ -236,10 +247,10 @@ impl<K: Cached> Watched<K> {
         self.changes().filter_map(owner).boxed()
     }
 
-    /// An event for each object that comes, goes or gets another spec. Changes
-    /// of status, which the operator itself writes, are not among them.
+    /// Each object that comes, goes or gets another spec. Changes of status,
+    /// which the operator itself writes, are not among them.
     #[must_use]
-    pub fn spec_changes(&self) -> BoxStream<'static, ()> {
+    pub fn spec_changes(&self) -> BoxStream<'static, Arc<K>> {
         let store = self.store.clone();
         let mut seen = HashMap::new();
         let news = move |object: Arc<K>| {
@@ -254,7 +265,7 @@ impl<K: Cached> Watched<K> {
             } else {
                 seen.insert(reference, mark.clone()) != Some(mark)
             };
-            std::future::ready(is_news.then_some(()))
+            std::future::ready(is_news.then_some(object))
         };
         self.changes().filter_map(news).boxed()
     }
@@ -264,6 +275,7 @@ impl<K: Cached> Watched<K> {
 struct Cache<K: Cached> {
     store: Store<K>,
     writer: Writer<K>,
+    controlled: Arc<Controlled<K>>,
     bad: watch::Sender<Unreadable<K>>,
     /// What was there before a list that is not complete yet.
     before: Vec<Arc<K>>,
@@ -276,6 +288,7 @@ impl<K: Cached> Cache<K> {
             Event::Apply(object) => {
                 let Some(object) = self.readable(object) else { return Vec::new() };
                 let reference = ObjectRef::from_obj(&object);
+                self.controlled.add(&object);
                 self.writer.apply_watcher_event(&Event::Apply(object));
                 // The same allocation as in the cache.
                 self.store.get(&reference).into_iter().collect()
@@ -289,6 +302,7 @@ impl<K: Cached> Cache<K> {
                 let last = || self.store.get(&reference).map(|last| (*last).clone());
                 let Some(object) = object.ok().or_else(last) else { return Vec::new() };
                 self.writer.apply_watcher_event(&Event::Delete(object.clone()));
+                self.controlled.remove(&object);
                 vec![Arc::new(object)]
             }
             // The cache shows the new list only when it is complete, and
@@ -301,6 +315,7 @@ impl<K: Cached> Cache<K> {
             }
             Event::InitApply(object) => {
                 if let Some(object) = self.readable(object) {
+                    self.controlled.add(&object);
                     self.writer.apply_watcher_event(&Event::InitApply(object));
                 }
                 Vec::new()
@@ -308,7 +323,10 @@ impl<K: Cached> Cache<K> {
             Event::InitDone => {
                 self.writer.apply_watcher_event(&Event::InitDone);
                 let is_gone = |object: &Arc<K>| self.store.get(&ObjectRef::from_obj(&**object)).is_none();
-                let gone = std::mem::take(&mut self.before).into_iter().filter(is_gone);
+                let gone: Vec<_> = std::mem::take(&mut self.before).into_iter().filter(is_gone).collect();
+                for object in &gone {
+                    self.controlled.remove(object);
+                }
                 self.store.state().into_iter().chain(gone).collect()
             }
         }
@@ -443,6 +461,43 @@ mod tests {
         }
         assert_eq!(names(changes, 2).await, BTreeSet::from(["gone".to_owned(), "new".to_owned()]));
         assert!(watched.get("shop", "gone").is_none() && watched.get("shop", "new").is_some());
+    }
+
+    fn owned(name: &str, uid: &str) -> ConfigMap {
+        let owner = serde_json::from_value(serde_json::json!({"apiVersion": "peristyle.dev/v1alpha1",
+            "kind": "Service", "name": "orders", "uid": uid, "controller": true}));
+        let mut map = map(name);
+        map.metadata.owner_references = Some(vec![owner.unwrap()]);
+        map
+    }
+
+    #[tokio::test]
+    async fn an_owner_has_what_the_cache_holds_of_it_and_nothing_that_is_gone_or_of_others() {
+        let (watched, events) = watched();
+        let mut changes = watched.changes();
+        for event in [
+            Event::Init,
+            Event::InitApply(Ok(owned("listed", "u"))),
+            Event::InitApply(Ok(owned("foreign", "v"))),
+            Event::InitDone,
+            Event::Apply(Ok(owned("later", "u"))),
+            Event::Apply(Ok(owned("given-away", "u"))),
+            Event::Apply(Ok(owned("given-away", "v"))),
+            Event::Delete(Ok(owned("later", "u"))),
+            Event::Apply(Ok(owned("last", "u"))),
+        ] {
+            events.send(event).unwrap();
+        }
+        while changes.next().await.unwrap().name_any() != "last" {}
+        let of = |uid| watched.controlled_by(uid).iter().map(|o| o.name_any()).collect::<BTreeSet<_>>();
+        assert_eq!(of("u"), BTreeSet::from(["last".to_owned(), "listed".to_owned()]));
+        assert_eq!(of("v"), BTreeSet::from(["foreign".to_owned(), "given-away".to_owned()]));
+        for event in [Event::Init, Event::InitApply(Ok(owned("relisted", "u"))), Event::InitDone] {
+            events.send(event).unwrap();
+        }
+        while changes.next().await.unwrap().name_any() != "relisted" {}
+        assert_eq!(of("u"), BTreeSet::from(["relisted".to_owned()]));
+        assert!(of("v").is_empty());
     }
 
     #[tokio::test]

@@ -94,7 +94,8 @@ fn term<'a>(text: &'a str, leaves: &mut Vec<(String, Vec<String>)>) -> Option<&'
         return expression(inner, leaves)?.strip_prefix(')');
     }
     let (name, mut rest) = text.split_once('(')?;
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic()) {
+    let plain = name.strip_prefix('!').unwrap_or(name);
+    if plain.is_empty() || !plain.chars().all(|c| c.is_ascii_alphabetic()) {
         return None;
     }
     let mut arguments = Vec::new();
@@ -133,10 +134,13 @@ fn path_match(path: String, is_prefix: bool) -> PathMatch {
     PathMatch { prefix, exact }
 }
 
-/// The rule of a route must ask for exactly this host, this path and gRPC.
+/// The rule of a route must ask for exactly this host, this path and gRPC, on a
+/// connection that stays what it is.
 fn check_leaves(host: &Host, path: &RoutePath) -> Result<(), TestCaseError> {
-    let rule = Rule::host(host).and(&Rule::path(path)).and(&Rule::grpc()).to_string();
-    let mut expected = vec![leaf("Host", host.as_str())];
+    let host_rule = Rule::host(host).and(&Rule::keeps_connection());
+    let rule = host_rule.and(&Rule::path(path)).and(&Rule::grpc()).to_string();
+    let upgrade = ["Upgrade", "(?i)[^websockt]"].map(ToOwned::to_owned).into();
+    let mut expected = vec![leaf("Host", host.as_str()), ("!HeaderRegexp".to_owned(), upgrade)];
     expected.extend(match path {
         RoutePath::All => vec![leaf("PathPrefix", "/")],
         RoutePath::Exact(path) => vec![leaf("Path", path)],

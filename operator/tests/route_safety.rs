@@ -219,11 +219,13 @@ proptest! {
         let errors = format!("{}-edge-errors", service.name_any());
         for route in edge.routes() {
             for router in route.spec.routes.iter().filter(|router| !router.middlewares.is_empty()) {
+                // The fence answers those too that want another connection.
+                let rule = router.rule.replacen(&format!(" && {}", Rule::keeps_connection()), "", 1);
                 let is_fence = |fence: &IngressRoute| {
                     fence.spec.entry_points == route.spec.entry_points
                         && fence.labels()[EDGE_LABEL] == route.labels()[EDGE_LABEL]
                         && fence.spec.routes.iter().any(|below| {
-                            below.rule == router.rule
+                            below.rule == rule && rule != router.rule
                                 && below.priority == router.priority - 1
                                 && below.middlewares.is_empty()
                                 && leads_to(below, &errors)
@@ -260,6 +262,14 @@ proptest! {
                 })
             });
             prop_assert!(strips);
+        }
+    }
+
+    #[test]
+    fn no_way_in_leaves_the_connection_to_who_asks_for_another_protocol((service, observed) in world()) {
+        let edge = edge(&service, &observed);
+        for router in edge.parents.iter().flat_map(|parent| &parent.spec.routes) {
+            prop_assert!(router.rule.contains(&format!("`) && {}", Rule::keeps_connection())), "{}", router.rule);
         }
     }
 
@@ -351,6 +361,11 @@ proptest! {
         };
         for parent in &edge.parents {
             prop_assert!(wider(parent).iter().all(|wider| edge.is_stricter_than(wider)));
+            let mut handing_over = parent.clone();
+            for router in &mut handing_over.spec.routes {
+                router.rule = router.rule.replacen(&format!(" && {}", Rule::keeps_connection()), "", 1);
+            }
+            prop_assert!(edge.is_stricter_than(&handing_over));
         }
         for fence in &edge.fences {
             prop_assert!(!wider(fence).iter().any(|wider| edge.is_stricter_than(wider)), "it refuses, meanwhile");

@@ -12,7 +12,7 @@ use peristyle::{
 };
 use peristyle_crds::{
     condition::{Reason, types},
-    v1alpha1::{Service, database::RoleName},
+    v1alpha1::{Database, Service, database::RoleName},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -22,9 +22,8 @@ fn service(spec: &str) -> Service {
     serde_saphyr::from_str(&text).unwrap()
 }
 
-fn database(is_ready: bool, roles: &[RoleName]) -> Observed {
+fn database(roles: &[RoleName]) -> Observed {
     let view = DatabaseView {
-        is_ready,
         message: "server down".to_owned(),
         secrets: roles.iter().map(|role| (*role, format!("{role:?}").to_lowercase())).collect(),
         server: None,
@@ -48,9 +47,9 @@ fn held(validated: &Validated) -> Option<(Reason, String)> {
     Observed::default(),
     "Database o does not exist; create it, or change the entry of spec.databases that names it"
 )]
-#[case::not_ready(BOUND, database(false, &[RoleName::Writer]), "Database o is not ready: server down")]
-#[case::no_writer(BOUND, database(true, &[RoleName::Owner]), "Database o has no credentials for role Writer")]
-#[case::no_owner_for_the_hook(HOOKED, database(true, &[RoleName::Writer]), "Database o has no credentials for role Owner")]
+#[case::not_ready(BOUND, database(&[]), "Database o is not ready: server down")]
+#[case::no_writer(BOUND, database(&[RoleName::Owner]), "Database o has no credentials for role Writer")]
+#[case::no_owner_for_the_hook(HOOKED, database(&[RoleName::Writer]), "Database o has no credentials for role Owner")]
 fn a_database_without_credentials_holds_the_rollout(
     #[case] spec: &str,
     #[case] observed: Observed,
@@ -60,6 +59,29 @@ fn a_database_without_credentials_holds_the_rollout(
     assert_eq!(held(&validated), Some((Reason::DatabaseNotReady, message.to_owned())));
     assert_eq!(validated.databases.state, State::Waiting);
     assert_eq!(validated.databases.condition, types::DATABASES_READY);
+}
+
+/// A Database whose status speaks of an older spec or of a server that is away.
+#[rstest]
+#[case::edited("True", "all is as the spec says")]
+#[case::away("Unknown", "no answer")]
+#[case::refused("False", "spec.name: is immutable")]
+fn a_database_that_was_ready_once_holds_nothing_back(#[case] ready: &str, #[case] message: &str) {
+    let database: Database = serde_json::from_value(json!({
+        "metadata": {"name": "o", "namespace": "shop", "generation": 2},
+        "spec": {"className": "postgres"},
+        "status": {
+            "observedGeneration": 1,
+            "roles": [{"role": "Writer", "secretName": "o-db", "activeSlot": "A"}],
+            "conditions": [{"type": "Ready", "status": ready, "reason": "Any", "message": message,
+                "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+        }
+    }))
+    .unwrap();
+    let databases = [("o".to_owned(), DatabaseView::of(&database))].into();
+    let validated = validate(&service(BOUND), &Observed { databases, ..Observed::default() }).unwrap();
+    assert_eq!(held(&validated), None);
+    assert_eq!(validated.databases.state, State::Good);
 }
 
 #[test]
@@ -74,14 +96,14 @@ fn two_bindings_of_one_database_report_one_problem() {
 
 #[test]
 fn the_owner_is_not_needed_where_no_hook_asks_for_it() {
-    let validated = validate(&service(BOUND), &database(true, &[RoleName::Writer])).unwrap();
+    let validated = validate(&service(BOUND), &database(&[RoleName::Writer])).unwrap();
     assert_eq!(held(&validated), None);
     assert_eq!(validated.databases.state, State::Good);
 }
 
 #[test]
 fn a_hook_has_the_owners_credentials_and_the_workload_has_not() {
-    let observed = database(true, &[RoleName::Writer, RoleName::Owner]);
+    let observed = database(&[RoleName::Writer, RoleName::Owner]);
     let workload = validate(&service(HOOKED), &observed).unwrap().workload.unwrap();
     let secret = |env: &[k8s_openapi::api::core::v1::EnvVar]| {
         let variable = env.iter().find(|v| v.name == "DATABASE_URL").unwrap();

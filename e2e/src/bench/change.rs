@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Latency {
     /// An apply of a Deployment, until its reply.
     pub raw: (f64, f64),
-    /// A patch of a Service, until a watch shows its Deployment changed.
+    /// From the sending of a patch of a Service until a watch shows its Deployment changed.
     pub change: (f64, f64),
+    /// The same from the reply to the patch: what the operator adds to what the API server took.
+    pub reaction: (f64, f64),
     /// Requests of the operator per change.
     pub requests: f64,
 }
@@ -41,7 +43,7 @@ pub async fn measure(
         std::pin::pin!(watcher::watcher(deployments.clone(), one).default_backoff().applied_objects());
     operator.quiet_for(QUIET).await?;
     let mark = operator.mark()?;
-    let (mut raw, mut change) = (Vec::new(), Vec::new());
+    let (mut raw, mut change, mut reaction) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..times {
         let image = format!("example.com/app:turn-{turn}");
         let started = Instant::now();
@@ -52,6 +54,7 @@ pub async fn measure(
         let started = Instant::now();
         let patch = json!({"spec": {"image": image}});
         services.patch("s-0", &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let accepted = Instant::now();
         let changed = async {
             while let Some(deployment) = events.try_next().await? {
                 if runs(&deployment, &image) {
@@ -62,11 +65,17 @@ pub async fn measure(
         };
         tokio::time::timeout(PATIENCE, changed).await.context("the Deployment of s-0 did not change")??;
         change.push(started.elapsed());
+        reaction.push(accepted.elapsed());
         // The next turn begins when the status of this one is written.
         operator.quiet_for(Duration::from_millis(100)).await?;
     }
     let requests = count(operator.requests(mark)?.len()) / count(times);
-    Ok(Latency { raw: percentiles(&mut raw), change: percentiles(&mut change), requests })
+    Ok(Latency {
+        raw: percentiles(&mut raw),
+        change: percentiles(&mut change),
+        reaction: percentiles(&mut reaction),
+        requests,
+    })
 }
 
 fn nobodys(image: &str) -> serde_json::Value {

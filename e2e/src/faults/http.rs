@@ -16,6 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::disturbance::{Disturbance, made};
@@ -75,6 +76,8 @@ struct Shared {
     describe: Describe,
     effects: Effects,
     disturb: Mutex<Option<Disturb>>,
+    /// Ends the connections that are open.
+    cut: Notify,
     /// Requests since somebody began to collect them.
     seen: Mutex<Option<Vec<Seen>>>,
 }
@@ -111,6 +114,7 @@ impl HttpProxy {
             describe,
             effects,
             disturb: Mutex::default(),
+            cut: Notify::new(),
             seen: Mutex::default(),
         });
         let task = tokio::spawn(accept(listener, shared.clone()));
@@ -125,6 +129,11 @@ impl HttpProxy {
     /// From now on, asks `disturb` what happens to each request; `None` forwards it.
     pub fn disturb(&self, disturb: impl Fn(&Seen) -> Option<Disturbance> + Send + Sync + 'static) {
         *lock(&self.shared.disturb) = Some(Arc::new(disturb));
+    }
+
+    /// Ends every connection that is open, with the answers that are under way.
+    pub fn cut(&self) {
+        self.shared.cut.notify_waiters();
     }
 
     /// Forwards everything again and collects nothing.
@@ -165,11 +174,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     // Small answers must not wait for each other.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| answer(request, shared.clone()));
+    let answering = shared.clone();
+    let service = service_fn(move |request| answer(request, answering.clone()));
     let connection =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    // It ends with an error whenever a plan cuts it.
-    let _ = connection.await;
+    tokio::select! {
+        // It ends with an error whenever a plan cuts it.
+        _ = connection => {}
+        () = shared.cut.notified() => {}
+    }
 }
 
 /// Ends the connection without an answer.

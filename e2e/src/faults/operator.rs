@@ -1,6 +1,6 @@
 //! The operator as a process that can be killed at any moment.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -80,6 +80,18 @@ impl Operator {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// How much memory it has, in bytes.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resident(&self) -> Result<u64> {
+        let pid = self.lock().as_ref().context("the operator does not run")?.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("it has ended")?;
+        Ok(kib.parse::<u64>()? * 1024)
     }
 
     /// The end of its log.

@@ -81,6 +81,38 @@ impl Postgres {
         let mut initdb = tokio::process::Command::from(as_server_user("initdb"));
         initdb.args(["-D", &data, "--username=postgres", "--auth=scram-sha-256", "--no-sync", "--no-locale"]);
         command::output(initdb.args(["--encoding=UTF8", &password_file])).await?;
+        let (server, client) = Self::serve(dir, password, stack::password()?).await?;
+        let statements = format!(
+            "CREATE ROLE {ADMIN} LOGIN CREATEROLE CREATEDB PASSWORD '{}'; CREATE ROLE {KETO} LOGIN PASSWORD '{}'",
+            server.admin_password, server.admin_password
+        );
+        client.batch_execute(&statements).await?;
+        client.batch_execute(&format!("CREATE DATABASE {KETO} OWNER {KETO}")).await?;
+        Ok(server)
+    }
+
+    /// Starts a server that follows this one and takes no changes until it is promoted.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn standby(&self) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("peristyle-pg-").tempdir()?;
+        fs::write(dir.path().join("password"), &self.password)?;
+        give_to_server_user(dir.path())?;
+        let data = dir.path().join("data").display().to_string();
+        let mut copy = tokio::process::Command::from(as_server_user("pg_basebackup"));
+        copy.env("PGPASSWORD", &self.password);
+        copy.args(["-D", &data, "--host=127.0.0.1", "--port", &self.port.to_string()]);
+        copy.args(["--username=postgres", "--no-password", "--checkpoint=fast", "--no-sync"]);
+        // With what makes it a standby.
+        command::output(copy.arg("--write-recovery-conf")).await?;
+        let (server, _) = Self::serve(dir, self.password.clone(), self.admin_password.clone()).await?;
+        Ok(server)
+    }
+
+    /// Serves the cluster below `dir`.
+    async fn serve(dir: TempDir, password: String, admin_password: String) -> Result<(Self, Client)> {
+        let data = dir.path().join("data").display().to_string();
         let [port] = ports::free()?;
         let log = fs::File::create(dir.path().join("log"))?;
         let process = as_server_user("postgres")
@@ -91,18 +123,12 @@ impl Postgres {
             .stderr(log)
             .spawn()
             .context("cannot start PostgreSQL")?;
-        let server = Self { dir, process, port, password, admin_password: stack::password()? };
+        let server = Self { dir, process, port, password, admin_password };
         let client = wait::until("PostgreSQL answers", PATIENCE, async || {
             server.client("postgres").await.with_context(|| command::tail(&server.dir.path().join("log")))
         })
         .await?;
-        let statements = format!(
-            "CREATE ROLE {ADMIN} LOGIN CREATEROLE CREATEDB PASSWORD '{}'; CREATE ROLE {KETO} LOGIN PASSWORD '{}'",
-            server.admin_password, server.admin_password
-        );
-        client.batch_execute(&statements).await?;
-        client.batch_execute(&format!("CREATE DATABASE {KETO} OWNER {KETO}")).await?;
-        Ok(server)
+        Ok((server, client))
     }
 
     #[must_use]

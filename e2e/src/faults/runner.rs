@@ -20,14 +20,24 @@ pub struct Bars {
     pub recovery: Duration,
     /// How long nothing may be written at the end.
     pub quiet: Duration,
+    /// For how long the API server is away.
+    pub outage: Duration,
 }
 
 /// What `cargo sandbox faults` asks, on a machine that does nothing else.
-pub const STRICT: Bars = Bars { recovery: Duration::from_secs(10), quiet: Duration::from_secs(2) };
+pub const STRICT: Bars = Bars {
+    recovery: Duration::from_secs(10),
+    quiet: Duration::from_secs(2),
+    outage: Duration::from_secs(300),
+};
 
 /// What a test asks beside others. Only the command holds plans to the time of
 /// recovery: how long a busy machine takes says nothing about the operator.
-pub const LENIENT: Bars = Bars { recovery: Duration::from_secs(60), quiet: Duration::from_millis(700) };
+pub const LENIENT: Bars = Bars {
+    recovery: Duration::from_secs(60),
+    quiet: Duration::from_millis(700),
+    outage: Duration::from_secs(30),
+};
 
 /// When a plan is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -200,6 +210,15 @@ impl Runner {
         }
         left.insert(0, format!("no convergence within {} s", patience.as_secs()));
         Err(left)
+    }
+
+    /// What is not as it was after `step` undisturbed, one line each.
+    ///
+    /// # Errors
+    /// When the step was not recorded or a system does not answer.
+    pub async fn left(&self, step: Step) -> Result<Vec<String>> {
+        let recording = self.recordings.get(&step).context("the step was not recorded")?;
+        self.compare(&recording.snapshot).await
     }
 
     async fn compare(&self, expected: &Snapshot) -> Result<Vec<String>> {

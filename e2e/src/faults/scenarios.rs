@@ -73,11 +73,15 @@ scenarios! {
     Long api_server::every_storm_of_errors_is_met_slowly_and_holds_up_no_other_object,
     Short api_server::lists_and_watches_that_end_or_expire_cause_no_write,
     Short api_server::an_api_server_that_was_away_is_met_again,
+    Short api_server::an_api_server_that_was_away_for_long_is_met_gently,
     Short api_server::an_api_server_that_hangs_on_one_kind_holds_up_no_other_object,
     Short servers::a_silent_database_server_holds_up_nobody_else,
     Short servers::a_silent_database_server_holds_up_no_database_on_another,
+    Short servers::a_standby_is_told_and_used_as_soon_as_it_is_promoted,
     Short authorization::a_silent_keto_holds_up_nobody_else,
+    Short authorization::what_is_deleted_without_keto_goes_in_time_and_its_tuples_follow,
     Short authorization::a_silent_oathkeeper_publishes_no_route_and_withdraws_none,
+    Short authorization::a_route_whose_policy_goes_is_closed_although_a_right_is_missing,
     Short api_server::what_was_forbidden_heals,
 }
 

@@ -61,7 +61,7 @@ impl Trouble {
 type Watch = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Shared {
-    upstream: SocketAddr,
+    upstream: Mutex<SocketAddr>,
     journal: Arc<Journal>,
     weather: Mutex<Weather>,
     /// Looks at each statement before it is forwarded.
@@ -89,8 +89,12 @@ impl SqlProxy {
     pub async fn start(upstream: SocketAddr, journal: Arc<Journal>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let shared =
-            Arc::new(Shared { upstream, journal, weather: Mutex::default(), watch: Mutex::default() });
+        let shared = Arc::new(Shared {
+            upstream: Mutex::new(upstream),
+            journal,
+            weather: Mutex::default(),
+            watch: Mutex::default(),
+        });
         let task = tokio::spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, task })
     }
@@ -98,6 +102,11 @@ impl SqlProxy {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Leads connections that are opened from now on to another server.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        *lock(&self.shared.upstream) = upstream;
     }
 
     /// Sets what happens from now on; connections that are open stay so.
@@ -198,7 +207,8 @@ struct Pending {
 type Queue = Arc<Mutex<VecDeque<Pending>>>;
 
 async fn relay(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
-    let server = TcpStream::connect(shared.upstream).await?;
+    let upstream = *lock(&shared.upstream);
+    let server = TcpStream::connect(upstream).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (mut from_client, to_client) = client.into_split();

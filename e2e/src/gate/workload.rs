@@ -20,6 +20,8 @@ use super::decisions::head;
 
 /// Begins what came through a connection after it was handed over to the workload.
 pub const SMUGGLED: &str = "smuggled: ";
+/// The one protocol for which the edge may hand a connection over.
+const WEBSOCKET: &str = "websocket";
 /// An empty message of gRPC: not compressed, no bytes.
 const EMPTY_MESSAGE: [u8; 5] = [0; 5];
 
@@ -53,23 +55,19 @@ pub fn answer(listener: TcpListener, body: impl Fn(&str) -> String + Clone + Sen
     });
 }
 
-/// A workload over HTTP/1.1 that shows each request its own head. It speaks
-/// HTTP/2 with whoever asks it to, as some do by default.
+/// A workload over HTTP/1.1 that shows each request its own head. Whoever asks
+/// it for WebSocket gets that, and whoever asks for any other protocol gets that
+/// too, without what a careful server would ask for.
 pub(super) fn http(listener: TcpListener, reached: Reached) {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let reached = reached.clone();
             tokio::spawn(async move {
                 let Ok(head) = head(&mut stream).await else { return };
-                let small = head.to_lowercase();
-                let has = |header: &str| small.lines().any(|line| line.starts_with(header));
-                // RFC 7540, 3.2.1: not without the second one.
-                let is_upgrade = has("upgrade: h2c") && has("http2-settings: ");
                 reached.add(head.clone());
-                let done = if is_upgrade {
-                    hand_over(&mut stream, &reached).await
-                } else {
-                    write(&mut stream, &head).await
+                let done = match wanted(&head) {
+                    Some(protocol) => hand_over(&mut stream, &protocol, &reached).await,
+                    None => write(&mut stream, &head).await,
                 };
                 drop(done);
             });
@@ -77,17 +75,30 @@ pub(super) fn http(listener: TcpListener, reached: Reached) {
     });
 }
 
+/// The protocol that a request asks for, as it writes it.
+fn wanted(head: &str) -> Option<String> {
+    let value = |header: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(name, _)| name.eq_ignore_ascii_case(header)).map(|(_, value)| value.trim().to_owned())
+    };
+    let protocol = value("upgrade")?;
+    // RFC 6455, 4.2.1: no handshake without the key.
+    (!protocol.eq_ignore_ascii_case(WEBSOCKET) || value("sec-websocket-key").is_some()).then_some(protocol)
+}
+
 async fn write(stream: &mut TcpStream, body: &str) -> Result<()> {
     let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length:";
     Ok(stream.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes()).await?)
 }
 
-async fn hand_over(stream: &mut TcpStream, reached: &Reached) -> Result<()> {
-    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
-    stream.write_all(answer.as_bytes()).await?;
+async fn hand_over(stream: &mut TcpStream, protocol: &str, reached: &Reached) -> Result<()> {
+    let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade:";
+    stream.write_all(format!("{head} {protocol}\r\n\r\n").as_bytes()).await?;
     let mut chunk = [0; 4096];
     let count = stream.read(&mut chunk).await?;
-    if count > 0 {
+    if protocol.eq_ignore_ascii_case(WEBSOCKET) {
+        stream.write_all(&chunk[..count]).await?;
+    } else if count > 0 {
         reached.add(format!("{SMUGGLED}{}", String::from_utf8_lossy(&chunk[..count]).escape_debug()));
     }
     Ok(())

@@ -118,7 +118,7 @@ pub fn compile(
     let allowed = allowed.map(|((_, requests), decision)| Allowed { requests, decision });
     Ok(Compiled {
         allowed: allowed.collect(),
-        hash: rule::hash(named.iter().map(|(_, rule)| rule), 12),
+        hash: rule::hash(named.iter().map(|(_, rule)| rule)),
         ids: ids.into_iter().map(|(name, ids)| CompiledRule { name: name.to_owned(), ids }).collect(),
         asks_keto: policy.spec.rules.iter().any(|rule| rule.authorization.is_some()),
         rules: named.into_iter().map(|(_, rule)| rule).collect(),

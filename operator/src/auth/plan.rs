@@ -10,6 +10,7 @@ use peristyle_crds::{
 use super::{
     compile::{Compiled, compile},
     key::PolicyKey,
+    leaving::Leaving,
     model::{self, Model, NamespacesFile},
     rejection::Rejection,
     relations::{Refusals, source},
@@ -88,19 +89,37 @@ impl Plan {
     /// The rules of all policies and the sentinel.
     #[must_use]
     pub fn rules_file(&self) -> RulesFile {
-        let mut rules: Vec<Rule> = self
+        self.rules_file_beside(&[])
+    }
+
+    /// The same with rules that are still asked for, as far as there is room.
+    #[must_use]
+    pub fn rules_file_beside(&self, leaving: &[Leaving]) -> RulesFile {
+        let rules = self
             .policies
             .iter()
             .filter_map(|(_, compiled)| compiled.as_ref().ok())
             .flat_map(|compiled| compiled.rules.iter().cloned())
-            .chain([Rule::sentinel()])
-            .collect();
-        rules.sort_by(|one, two| one.id.cmp(&two.id));
-        let lines: Vec<String> = rules.iter().map(rule::text).collect();
-        RulesFile {
-            text: format!("[\n{}\n]\n", lines.join(",\n")),
-            ids: rules.into_iter().map(|rule| rule.id).collect(),
+            .chain([Rule::sentinel()]);
+        let mut lines: BTreeMap<String, String> =
+            rules.map(|rule| (rule.id.clone(), rule::text(&rule))).collect();
+        let mut room = MAX_FILE.saturating_sub(lines.values().map(|line| line.len() + 2).sum());
+        for leaving in leaving {
+            let size: usize = leaving.rules.values().map(|line| line.len() + 2).sum();
+            if size <= room {
+                room -= size;
+                lines.extend(leaving.rules.clone());
+            }
         }
+        let texts: Vec<&str> = lines.values().map(String::as_str).collect();
+        RulesFile { text: format!("[\n{}\n]\n", texts.join(",\n")), ids: lines.into_keys().collect() }
+    }
+
+    /// The hosts for which there are rules.
+    #[must_use]
+    pub fn hosts(&self) -> BTreeSet<&str> {
+        let compiled = self.policies.iter().filter_map(|(_, compiled)| compiled.as_ref().ok());
+        compiled.flat_map(|compiled| compiled.territory.hosts.iter().map(String::as_str)).collect()
     }
 
     /// The models of all policies in one file.

@@ -285,7 +285,7 @@ impl Rule {
             mutators,
             errors: vec![ErrorHandler::Json],
         };
-        rule.id = format!("{name}.{}", hash([&rule], 10));
+        rule.id = format!("{name}.{}", hash([&rule]));
         rule
     }
 
@@ -309,17 +309,22 @@ impl Rule {
     }
 }
 
-/// The first `digits` hexadecimal digits of the SHA-256 of `rules`.
+/// The first 16 hexadecimal digits of the SHA-256 of `rules`: what holds for one
+/// hash must not hold for rules that somebody made to have it.
 #[must_use]
-pub fn hash<'a>(rules: impl IntoIterator<Item = &'a Rule>, digits: usize) -> String {
+pub fn hash<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> String {
+    hash_of(rules.into_iter().map(text))
+}
+
+/// The same, of rules as [`text`] gives them.
+#[must_use]
+pub fn hash_of(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
     let mut hasher = Sha256::new();
-    for rule in rules {
-        hasher.update(text(rule));
+    for text in texts {
+        hasher.update(text);
         hasher.update([0]);
     }
-    let mut hash = hex::encode(hasher.finalize());
-    hash.truncate(digits);
-    hash
+    hex::encode(&hasher.finalize()[..8])
 }
 
 /// The rule as JSON. A rule is made of strings, lists and maps with string

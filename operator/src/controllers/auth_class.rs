@@ -4,7 +4,8 @@
 //! Order: models → namespaces visible → tuples → rules → confirmation. Each
 //! part is taken back in the same way when its policy is gone, because what is
 //! published is always computed from the policies that exist now; only tuples
-//! need a record of what was ours.
+//! need a record of what was ours. Rules wait a little for the routes that ask
+//! for them to go first.
 
 pub mod build;
 mod config_maps;
@@ -113,11 +114,11 @@ pub async fn run(ctx: Arc<Context>) {
                         .is_some_and(|token| token.jwks_secret == secret.name_any())
             }
         }),
-        all(stores.auth_policies.spec_changes()),
+        all(stores.auth_policies.spec_changes().map(drop).boxed()),
         all(standing::claimed(stores)),
-        all(stores.edge_classes.spec_changes()),
+        all(stores.edge_classes.spec_changes().map(drop).boxed()),
         // Which class is the default depends on all of them.
-        all(classes.spec_changes()),
+        all(classes.spec_changes().map(drop).boxed()),
         all(stores.namespaces.changes().map(drop).boxed()),
         all(standing::freed(stores).map(drop).boxed()),
         stores.system_endpoint_slices.concerning(classes, |slice, class| {

@@ -28,10 +28,10 @@ pub async fn run(ctx: Arc<Context>) {
         concerned(ctx.proofs.changes(), policies, |service, policy| {
             service.as_ref().is_none_or(|service| targets(policy, service))
         }),
-        all(policies.spec_changes()),
+        all(policies.spec_changes().map(drop).boxed()),
         all(standing::claimed(stores)),
-        all(stores.auth_classes.spec_changes()),
-        all(stores.edge_classes.spec_changes()),
+        all(stores.auth_classes.spec_changes().map(drop).boxed()),
+        all(stores.edge_classes.spec_changes().map(drop).boxed()),
         all(stores.namespaces.changes().map(drop).boxed()),
         all(standing::freed(stores).map(drop).boxed()),
     ];

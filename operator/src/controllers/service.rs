@@ -21,7 +21,7 @@ use peristyle_crds::{
     v1alpha1::{Service, ServiceStatus},
 };
 
-use self::status::Untouched;
+use self::{observe::Observed, status::Untouched};
 use crate::{
     apply::Error,
     conditions::Finding,
@@ -34,11 +34,56 @@ use crate::{
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
     let triggers = triggers::all(&ctx.stores, &ctx.publications, &ctx.config.edge_errors_service);
-    reconcile::run(ctx.clone(), &ctx.stores.services, triggers, reconcile).await;
+    reconcile::run_closing(ctx.clone(), &ctx.stores.services, triggers, close, reconcile).await;
+}
+
+/// What a change elsewhere closes, be it a policy or a caller that is gone, does
+/// not wait until a pause of this Service is over.
+async fn close(service: Arc<Service>, ctx: Arc<Context>) -> Result<(), Error> {
+    let owner = owner(&service);
+    if service.metadata.deletion_timestamp.is_some() {
+        return apply::withdraw(&ctx, &owner, &Edge::default()).await;
+    }
+    let observed = observe::observe(&ctx, &service, &owner).await;
+    let edge = build::edge(&owner, &route::routes(&service, &observed));
+    withdraw(&ctx, &owner, &service, &observed, &edge).await?;
+    // Without it there never was a pod that somebody could connect to.
+    if ctx.stores.deployments.get(&owner.namespace, &owner.name).is_some() {
+        protect(&ctx, &owner, &service, &observed).await?;
+    }
+    Ok(())
+}
+
+fn owner(service: &Service) -> Owner {
+    Owner::new(service, &service.namespace().unwrap_or_default(), SERVICE_LABEL)
+}
+
+/// Closes what is open beyond `edge`. What is served cannot be judged before
+/// all of Traefik's kinds are in the caches.
+async fn withdraw(
+    ctx: &Context,
+    owner: &Owner,
+    service: &Service,
+    observed: &Observed,
+    edge: &Edge,
+) -> Result<(), Error> {
+    if observed.has_traefik || service.spec.expose.is_empty() {
+        apply::withdraw(ctx, owner, edge).await?;
+        apply::fence(ctx, owner, edge, observed.edge_errors.as_ref()).await?;
+    }
+    Ok(())
+}
+
+/// Lets only those connect to the pods that may.
+async fn protect(ctx: &Context, owner: &Owner, service: &Service, observed: &Observed) -> Result<(), Error> {
+    match validate::access::peers(service, observed) {
+        Some(peers) => apply::protect(ctx, owner, &build::access::network_policy(owner, &peers)).await,
+        None => Ok(()),
+    }
 }
 
 async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<ServiceStatus>, Error> {
-    let owner = Owner::new(&*service, &service.namespace().unwrap_or_default(), SERVICE_LABEL);
+    let owner = owner(&service);
     if service.metadata.deletion_timestamp.is_some() {
         // Children that go before their owner must not come back.
         apply::withdraw(&ctx, &owner, &Edge::default()).await?;
@@ -48,19 +93,13 @@ async fn reconcile(service: Arc<Service>, ctx: Arc<Context>) -> Result<Outcome<S
     let observed = observe::observe(&ctx, &service, &owner).await;
     let mut routes = route::routes(&service, &observed);
     let edge = build::edge(&owner, &routes);
-    // First of all: a spec that is refused below must not keep a route open. What
-    // is served cannot be judged before all of Traefik's kinds are in the caches.
-    if observed.has_traefik || service.spec.expose.is_empty() {
-        apply::withdraw(&ctx, &owner, &edge).await?;
-        apply::fence(&ctx, &owner, &edge, observed.edge_errors.as_ref()).await?;
-    }
+    // First of all: a spec that is refused below must not keep a route open.
+    withdraw(&ctx, &owner, &service, &observed, &edge).await?;
     let validated = validate::validate(&service, &observed);
     let paused = paused(&service);
     if paused.is_some() || validated.is_err() {
         // Nor may it leave the pods open.
-        if let Some(peers) = validate::access::peers(&service, &observed) {
-            apply::protect(&ctx, &owner, &build::access::network_policy(&owner, &peers)).await?;
-        }
+        protect(&ctx, &owner, &service, &observed).await?;
     }
     let untouched = Untouched { ctx: &ctx, owner: &owner, service: &service, routes: &routes };
     if let Some(reason) = paused {

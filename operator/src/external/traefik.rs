@@ -6,7 +6,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::http::{Error, failed, unexpected};
-use crate::edge::traefik::readback::{Expected, PROVIDER};
+use crate::edge::traefik::readback::{Content, Expected, PROVIDER};
 
 /// A router as the API shows it.
 #[derive(Debug, Default, Deserialize)]
@@ -16,6 +16,16 @@ struct Router {
     middlewares: Vec<String>,
     parent_refs: Vec<String>,
     error: Vec<String>,
+}
+
+/// A middleware as the API shows it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Middleware {
+    status: String,
+    error: Vec<String>,
+    #[serde(flatten)]
+    content: Content,
 }
 
 /// A service as the API shows it.
@@ -46,11 +56,27 @@ impl Traefik {
         Self(client)
     }
 
-    /// What the pod at `base` has loaded of `expected`.
+    /// What the pod at `base` has loaded of `expected` and of `middlewares`.
     ///
     /// # Errors
     /// When the API does not answer as it should.
-    pub async fn loaded(&self, base: &str, expected: &[Expected]) -> Result<Loaded, Error> {
+    pub async fn loaded(
+        &self,
+        base: &str,
+        expected: &[Expected],
+        middlewares: &BTreeMap<String, Content>,
+    ) -> Result<Loaded, Error> {
+        for (name, wanted) in middlewares {
+            let Some(found) = self.get::<Middleware>(base, "middlewares", name).await? else {
+                return Ok(Loaded::Missing(format!("middleware {name} is not loaded")));
+            };
+            if found.status != "enabled" {
+                return Ok(Loaded::Missing(format!("middleware {name}: {}", found.error.join(", "))));
+            }
+            if found.content != *wanted {
+                return Ok(Loaded::Missing(format!("middleware {name} is an older one")));
+            }
+        }
         let mut servers = None;
         for router in expected {
             let Some(found) = self.get::<Router>(base, "routers", &router.name).await? else {
@@ -90,5 +116,36 @@ impl Traefik {
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(unexpected(&Method::GET, &url, answer).await),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router as Routes, routing};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What is said of the middleware `shop-authn` by an edge that shows `shown` of it.
+    async fn said(shown: Value) -> Loaded {
+        let path = format!("/api/http/middlewares/shop-authn{PROVIDER}");
+        let routes = Routes::new().route(&path, routing::get(async move || Json(shown)));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        let wanted =
+            serde_json::from_value(json!({"forwardAuth": {"address": "http://o/decisions"}})).unwrap();
+        let middlewares = BTreeMap::from([("shop-authn".to_owned(), wanted)]);
+        Traefik::new(Client::new()).loaded(&base, &[], &middlewares).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_middleware_counts_only_enabled_and_as_it_was_written() {
+        let shown = |status: &str, address: &str| json!({"status": status, "error": ["why"], "forwardAuth": {"address": address}, "type": "forwardauth"});
+        let missing = |what: &str| Loaded::Missing(format!("middleware shop-authn{what}"));
+        assert_eq!(said(shown("enabled", "http://o/decisions")).await, Loaded::All(BTreeSet::new()));
+        assert_eq!(said(shown("enabled", "http://elsewhere")).await, missing(" is an older one"));
+        assert_eq!(said(shown("disabled", "http://o/decisions")).await, missing(": why"));
+        assert_eq!(said(json!({"status": "enabled", "headers": {}})).await, missing(" is an older one"));
     }
 }

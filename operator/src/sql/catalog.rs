@@ -14,8 +14,6 @@ pub struct Server {
     pub version: String,
     /// Identity of the cluster, given by `initdb`.
     pub system_identifier: String,
-    /// Whether the server only follows another one.
-    pub is_replica: bool,
     /// Name of the administrator.
     pub admin: String,
     /// Whether the administrator is a superuser.

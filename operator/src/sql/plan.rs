@@ -105,7 +105,6 @@ mod tests {
             version_num,
             version: String::new(),
             system_identifier: String::new(),
-            is_replica: false,
             admin: "admin".to_owned(),
             is_superuser,
             attributes: Attributes { create_role: true, create_database: true, inherit: true },

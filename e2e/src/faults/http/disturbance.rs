@@ -133,6 +133,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_under_way_ends_with_its_connection() {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let (proxy, _server) = pair(&http).await;
+        let (_held, receiver) = watch::channel(true);
+        proxy.disturb(move |_| Some(Disturbance::Hold(receiver.clone())));
+        let answer = http.get(format!("http://{}/", proxy.address())).send().await.unwrap();
+        proxy.cut();
+        assert!(answer.text().await.is_err(), "the answer came to its end");
+    }
+
+    #[tokio::test]
     async fn who_is_swallowed_was_heard_and_whoever_hangs_was_not() {
         let http = reqwest::Client::builder().no_proxy().timeout(A_WHILE).build().unwrap();
         for (disturbance, heard) in [(Disturbance::Swallow, 1), (Disturbance::Hang, 0)] {

@@ -1,15 +1,24 @@
 //! Database servers that accept connections and do not answer.
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use peristyle_crds::v1alpha1::DatabaseClass;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{apply, apply_service, arrives, becomes_ready, ready, remove, tells};
+use super::{PATIENCE, apply, apply_service, arrives, becomes_ready, ready, remove, tells};
+use crate::faults::postgres::Postgres;
+use crate::faults::rig::Rig;
 use crate::faults::runner::Runner;
 use crate::faults::sql::{SqlProxy, Weather};
 use crate::faults::workload::Step;
+use crate::wait;
+
+/// How soon a server that can be used again must be.
+const HEALED: Duration = Duration::from_secs(15);
 
 pub async fn a_silent_database_server_holds_up_nobody_else(runner: &Runner) -> Result<()> {
     let rig = &runner.rig;
@@ -31,18 +40,7 @@ pub async fn a_silent_database_server_holds_up_no_database_on_another(runner: &R
     let rig = &runner.rig;
     let silent = SqlProxy::start(rig.postgres.address(), rig.journal.clone()).await?;
     silent.set(Weather::Silent);
-    let classes: Api<DatabaseClass> = Api::all(rig.client.clone());
-    let class = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass",
-        "metadata": {"name": "silent"},
-        "spec": {"engine": "PostgreSQL", "provider": "External", "external": {
-            "endpoints": {"write": silent.address().to_string()},
-            "adminSecret": {"name": "postgres-admin"},
-            "tls": {"mode": "Disabled", "allowInsecure": "Enabled"}}}});
-    classes.patch("silent", &PatchParams::apply("team").force(), &Patch::Apply(&class)).await?;
-    let database = |class: &str| {
-        json!({"className": class, "reclaimPolicy": "Delete", "deletionProtection": "Disabled",
-            "rotation": {"mode": "Disabled"}})
-    };
+    let classes = apply_class(rig, "silent", silent.address()).await?;
     for name in STUCK {
         apply(rig, "Database", name, database("silent")).await?;
     }
@@ -59,5 +57,59 @@ pub async fn a_silent_database_server_holds_up_no_database_on_another(runner: &R
     }
     remove(rig, "Database", "healthy").await?;
     classes.delete("silent", &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// A class that leads to another server, and the interface that deletes it.
+async fn apply_class(rig: &Rig, name: &str, address: SocketAddr) -> Result<Api<DatabaseClass>> {
+    let classes: Api<DatabaseClass> = Api::all(rig.client.clone());
+    let class = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass",
+        "metadata": {"name": name},
+        "spec": {"engine": "PostgreSQL", "provider": "External", "external": {
+            "endpoints": {"write": address.to_string()},
+            "adminSecret": {"name": "postgres-admin"},
+            "tls": {"mode": "Disabled", "allowInsecure": "Enabled"}}}});
+    classes.patch(name, &PatchParams::apply("team").force(), &Patch::Apply(&class)).await?;
+    Ok(classes)
+}
+
+fn database(class: &str) -> Value {
+    json!({"className": class, "reclaimPolicy": "Delete", "deletionProtection": "Disabled",
+        "rotation": {"mode": "Disabled"}})
+}
+
+/// The administrator lands on a standby: first where nothing was made yet, then
+/// after a failover of a server that was in use.
+pub async fn a_standby_is_told_and_used_as_soon_as_it_is_promoted(runner: &Runner) -> Result<()> {
+    let rig = &runner.rig;
+    let first = rig.postgres.standby().await?;
+    let proxy = SqlProxy::start(first.address(), rig.journal.clone()).await?;
+    let classes = apply_class(rig, "standby", proxy.address()).await?;
+    is_told_and_heals(rig, &first, "before").await?;
+    let second = first.standby().await?;
+    proxy.lead_to(second.address());
+    is_told_and_heals(rig, &second, "after").await?;
+    for name in ["before", "after"] {
+        remove(rig, "Database", name).await?;
+    }
+    classes.delete("standby", &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn is_told_and_heals(rig: &Rig, standby: &Postgres, name: &str) -> Result<()> {
+    apply(rig, "Database", name, database("standby")).await?;
+    wait::until(&format!("Database {name} tells of the standby"), PATIENCE, async || {
+        let ready = ready(rig, "Database", name).await?;
+        let message = ready["message"].as_str().unwrap_or_default();
+        ensure!(ready["status"] != "True" && message.contains("is a replica"), "{ready}");
+        Ok(())
+    })
+    .await?;
+    let client = standby.client("postgres").await?;
+    client.execute("SELECT pg_promote()", &[]).await?;
+    let promoted = Instant::now();
+    becomes_ready(rig, "Database", name).await?;
+    let took = promoted.elapsed();
+    ensure!(took <= HEALED, "Database {name} is ready {took:?} after the promotion");
     Ok(())
 }

@@ -89,7 +89,6 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
         role.and_then(|role| role.secret_name).unwrap_or_else(|| format!("{name}-{default}"))
     };
     DatabaseView {
-        is_ready: true,
         message: String::new(),
         secrets: [
             (RoleName::Writer, secret(roles.writer, "db")),

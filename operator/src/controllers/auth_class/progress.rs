@@ -10,13 +10,17 @@ use peristyle_crds::v1alpha1::{auth_class::Keto, auth_policy::Tuple};
 
 use super::pods::Pod;
 use crate::{
-    auth::{key::PolicyKey, model::NamespacesFile, relations::Refusals},
+    auth::{key::PolicyKey, leaving::Leaving, model::NamespacesFile, relations::Refusals},
     backoff::jitter,
 };
 
 /// For how long it is believed that Keto has what was brought to it: less than
 /// the time between two looks at a class of which nothing has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(4 * 3600);
+
+/// How long a route may take to go before the rules that it asks for do. What
+/// holds it up must not keep open what a policy no longer allows.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// One [`Progress`] per class, by UID.
 #[derive(Default)]
@@ -46,6 +50,8 @@ pub struct Progress {
     pub relations: Option<Brought>,
     /// Pods that have loaded exactly these rules.
     pub confirmed: HashMap<Pod, BTreeSet<String>>,
+    /// Since when the rules of this hash are of no policy and still asked for.
+    leaving: HashMap<String, Instant>,
     /// Looks in a row that left something open.
     waits: u32,
 }
@@ -87,6 +93,15 @@ impl Brought {
 }
 
 impl Progress {
+    /// Those of `leaving` whose routes have not had enough time yet.
+    pub fn give_time(&mut self, leaving: Vec<Leaving>) -> Vec<Leaving> {
+        self.leaving.retain(|hash, _| leaving.iter().any(|one| one.hash == *hash));
+        let mut has_time = |one: &Leaving| {
+            self.leaving.entry(one.hash.clone()).or_insert_with(Instant::now).elapsed() < LEAVE
+        };
+        leaving.into_iter().filter(|one| has_time(one)).collect()
+    }
+
     /// When to look again: soon and then less often while something is open,
     /// not at all when everything is settled.
     pub fn wait(&mut self, is_settled: bool, (first, last): (Duration, Duration)) -> Option<Duration> {

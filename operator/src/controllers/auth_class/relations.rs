@@ -23,7 +23,7 @@ use crate::{
     },
     context::Context,
     external::{http, keto::Keto},
-    metadata::Owner,
+    metadata::{Owner, is_controlled_by},
 };
 
 /// Key of the record of tuples in its ConfigMap.
@@ -221,7 +221,8 @@ impl Step<'_> {
     /// Keto's pods need a file to start with, even while nothing can be checked.
     async fn baseline(&self, progress: &mut Progress) -> Result<(), Error> {
         let slot = self.slot();
-        if self.ctx.stores.config_maps.get(&self.owner.namespace, slot.name).is_some() {
+        let there = self.ctx.stores.config_maps.get(&self.owner.namespace, slot.name);
+        if there.is_some_and(|map| is_controlled_by(&*map, &self.owner.reference.uid)) {
             return Ok(());
         }
         let file = model::file([]).0;

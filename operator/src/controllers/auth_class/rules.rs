@@ -14,7 +14,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    auth::{evidence::Answer, plan::Plan},
+    auth::{evidence::Answer, leaving::leaving, plan::Plan},
     context::Context,
     external::oathkeeper::Oathkeeper,
     metadata::Owner,
@@ -31,6 +31,8 @@ pub struct Rules {
     pub ids: BTreeSet<String>,
     /// What each ready pod has.
     pub pods: Vec<Seen>,
+    /// Whether some of them are there only until their routes are gone.
+    pub is_leaving: bool,
 }
 
 /// One ready pod.
@@ -57,8 +59,12 @@ pub async fn publish(
     progress: &mut Progress,
     plan: &Plan,
 ) -> Result<Rules, Error> {
-    let file = plan.rules_file();
     let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: RULES_KEY, is_kept: false };
+    let text = config_maps::read(ctx, owner, progress, &slot).await?.unwrap_or_default();
+    let routes = ctx.stores.ingress_routes.store().state();
+    let leaving = leaving(&text, &plan.rules_file().ids, &plan.hosts(), routes.iter().map(|route| &**route));
+    let leaving = progress.give_time(leaving);
+    let file = plan.rules_file_beside(&leaving);
     let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();
@@ -84,7 +90,7 @@ pub async fn publish(
             progress.confirmed.remove(&seen.pod);
         }
     }
-    Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods })
+    Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods, is_leaving: !leaving.is_empty() })
 }
 
 async fn ask(oathkeeper: &Oathkeeper, pod: Pod, mints: bool) -> Seen {

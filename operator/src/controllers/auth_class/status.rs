@@ -20,7 +20,9 @@ const MANY: usize = 500;
 /// Whether every ready pod and Keto have what is published.
 pub fn is_settled(rules: &Rules, keto: &Standing) -> bool {
     // Without any pod there is nothing to ask; the first one to come is an event.
-    matches!(keto, Standing::Current(_)) && rules.pods.iter().all(|seen| is_confirmed(rules, seen))
+    matches!(keto, Standing::Current(_))
+        && !rules.is_leaving
+        && rules.pods.iter().all(|seen| is_confirmed(rules, seen))
 }
 
 /// How the class stands.

@@ -35,10 +35,6 @@ pub fn findings(server: &Server, endpoint: &str) -> Vec<Finding> {
         );
         return vec![reachable, Finding::stalled(types::READY, Reason::Invalid, message)];
     }
-    if server.is_replica {
-        let message = format!("{endpoint} is a replica and takes no changes; name the primary");
-        return vec![Finding::failed(types::SERVER_REACHABLE, Reason::ServerUnreachable, message)];
-    }
     let missing = server.missing();
     if missing.is_empty() {
         return vec![reachable];
@@ -62,7 +58,6 @@ mod tests {
             version_num,
             version: format!("{}.1", version_num / 10_000),
             system_identifier: "7".to_owned(),
-            is_replica: false,
             admin: "admin".to_owned(),
             is_superuser: false,
             attributes: Attributes {
@@ -82,10 +77,8 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_too_old_or_a_replica_is_refused() {
+    fn a_server_that_is_too_old_is_refused() {
         assert_eq!(worst(&findings(&server(130_009, [true; 3]), "pg:5432")).unwrap().reason, Reason::Invalid);
-        let replica = Server { is_replica: true, ..server(160_001, [true; 3]) };
-        assert!(worst(&findings(&replica, "pg:5432")).unwrap().message.contains("name the primary"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, networking::v1::NetworkPolicy};
 use kube::{Api, ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
-    names::{HOOK_LABEL, SERVICE_LABEL},
+    names::HOOK_LABEL,
     v1alpha1::{Service, service::InventoryItem},
 };
 
@@ -381,9 +381,7 @@ fn mine<K>(cache: &Watched<K>, owner: &Owner) -> Vec<std::sync::Arc<K>>
 where
     K: Child,
 {
-    let mut objects = cache.labelled(&owner.namespace, SERVICE_LABEL, &owner.name);
-    objects.retain(|object| is_controlled_by(&**object, &owner.reference.uid));
-    objects
+    cache.controlled_by(&owner.reference.uid)
 }
 
 enum Progress {

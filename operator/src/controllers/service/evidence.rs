@@ -24,7 +24,7 @@ use crate::{
         route::{Guard, Route},
         traefik::{
             Edge,
-            readback::{Expected, expected},
+            readback::{Expected, expected, middlewares},
         },
     },
     external::{
@@ -211,6 +211,7 @@ impl Look<'_> {
             return Ok(ready.clone());
         };
         let expected: Vec<Expected> = expected(self.edge, &class.name_any(), &self.owner.name);
+        let middlewares = middlewares(self.edge, &class.name_any());
         let Some((scheme, name)) = api.split_once("://") else {
             return Err(format!("EdgeClass {}: spec.traefik.apiURL: {api:?} is no URL", class.name_any()));
         };
@@ -218,7 +219,7 @@ impl Look<'_> {
         let mut servers: Option<BTreeSet<String>> = None;
         for address in probe::addresses(name).await? {
             let base = format!("{scheme}://{address}");
-            match traefik.loaded(&base, &expected).await {
+            match traefik.loaded(&base, &expected, &middlewares).await {
                 Ok(Loaded::Missing(what)) => return Err(format!("Traefik at {address}: {what}")),
                 Ok(Loaded::All(found)) => {
                     if !ready.is_empty() && found.is_disjoint(ready) {

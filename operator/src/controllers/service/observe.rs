@@ -25,7 +25,6 @@ use crate::{
         protection::{self, Protection},
         world::Snapshot,
     },
-    conditions,
     context::Context,
     edge::{
         claims::Refusal,
@@ -78,11 +77,11 @@ pub struct DependencyView {
 /// A bound Database.
 #[derive(Clone, Debug, Default)]
 pub struct DatabaseView {
-    /// Whether its status says Ready for its present spec.
-    pub is_ready: bool,
-    /// Why not.
+    /// What its condition Ready says.
     pub message: String,
-    /// Secret of each role that can log in.
+    /// Secret of each role that the server once let in; none before it was provisioned. Kept by
+    /// its status whatever happens later: a change of its spec, or an outage of the server, is no
+    /// reason to touch who uses it.
     pub secrets: BTreeMap<RoleName, String>,
     /// Host and port of its server.
     pub server: Option<(String, i32)>,
@@ -132,7 +131,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
     let stores = &ctx.stores;
     let databases = spec.databases.iter().filter_map(|binding| {
         let database = stores.databases.get(&owner.namespace, &binding.database)?;
-        Some((binding.database.clone(), view(&database)))
+        Some((binding.database.clone(), DatabaseView::of(&database)))
     });
     let dependencies = spec.depends_on.iter().filter_map(|dependency| {
         let name = dependency.service.clone()?;
@@ -186,14 +185,17 @@ impl From<&Port> for DependencyView {
     }
 }
 
-fn view(database: &Database) -> DatabaseView {
-    let status = database.status.clone().unwrap_or_default();
-    let ready = status.conditions.iter().find(|c| c.type_ == types::READY);
-    DatabaseView {
-        is_ready: conditions::is_true(&status.conditions, types::READY, database.metadata.generation),
-        message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
-        secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
-        server: status.server.map(|server| (server.host, server.port)),
+impl DatabaseView {
+    /// What the status of `database` says.
+    #[must_use]
+    pub fn of(database: &Database) -> Self {
+        let status = database.status.clone().unwrap_or_default();
+        let ready = status.conditions.iter().find(|c| c.type_ == types::READY);
+        Self {
+            message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
+            secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
+            server: status.server.map(|server| (server.host, server.port)),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ pub fn all(
         stores.middlewares.owners(SERVICE_LABEL),
         stores.servers_transports.owners(SERVICE_LABEL),
         stores.databases.concerning(services, uses),
-        stores.services.concerning(services, |target, service| peers::depends(service, target)),
+        concerned(services.spec_changes(), services, |target, service| peers::depends(service, target)),
         called(stores),
         // A host may have been claimed or given up.
         concerned(standing::claimed(stores), services, |(), service| is_exposed(service)),
@@ -116,11 +116,11 @@ fn reads(service: &Service, secret: &impl kube::Resource) -> bool {
 fn called(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
     let policies = stores.network_policies.store().clone();
     let present = stores.services.store().clone();
-    stores.services.concerning(&stores.services, move |changed, service| {
-        if !is_local(changed, service) || service.spec.access_mode() == AccessMode::Open {
+    concerned(stores.services.spec_changes(), &stores.services, move |changed, service| {
+        if !is_local(&**changed, service) || service.spec.access_mode() == AccessMode::Open {
             return false;
         }
-        let live = present.get(&ObjectRef::from_obj(changed));
+        let live = present.get(&ObjectRef::from_obj(&**changed));
         let is_caller = live
             .is_some_and(|live| live.metadata.deletion_timestamp.is_none() && peers::depends(&live, service));
         let namespace = service.namespace().unwrap_or_default();

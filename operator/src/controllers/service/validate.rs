@@ -212,7 +212,7 @@ fn bound(service: &Service, binding: &DatabaseBinding, observed: &Observed) -> R
             "Database {name} does not exist; create it, or change the entry of spec.databases that names it"
         ));
     };
-    if !database.is_ready {
+    if database.secrets.is_empty() {
         return Err(format!("Database {name} is not ready: {}", database.message));
     }
     let role = match binding.role() {

@@ -29,11 +29,8 @@ const PRIORITIES_PER_PATH: i64 = 4;
 
 /// What identifies the caller or the request, and what could be mistaken for
 /// it: clients may not send these.
-const STRIPPED_HEADERS: [&str; 15] = [
+const STRIPPED_HEADERS: [&str; 14] = [
     "Forwarded",
-    // Without it no server takes `Upgrade: h2c`, by which the edge would hand
-    // the connection over, with whatever is called through it from then on.
-    "Http2-Settings",
     "Remote-User",
     "X-Auth-Request-User",
     "X-Forwarded-User",
@@ -92,7 +89,7 @@ pub fn edge_errors_name(service: &str) -> String {
 /// parts keeps one from replacing the other.
 #[must_use]
 pub fn object_name(owner: &Owner, expose: &str, host: &Host, role: &str) -> String {
-    let hash = names::hash8([owner.namespace.as_str(), &owner.name, expose, host.as_str(), role]);
+    let hash = names::hash([owner.namespace.as_str(), &owner.name, expose, host.as_str(), role]);
     names::with_ending(&format!("{}-{expose}", owner.name), &format!("{role}-{hash}"))
 }
 
@@ -165,9 +162,9 @@ impl Shape<'_> {
         }
     }
 
-    /// Routers for every path and kind of traffic, `above` higher than the fence's.
-    fn entry(&self, above: i64, router: impl Fn(Traffic) -> Router) -> Vec<Router> {
-        let host = Rule::host(&self.route.host);
+    /// Routers for what `host` matches, for every path and kind of traffic,
+    /// `above` higher than the fence's.
+    fn entry(&self, host: &Rule, above: i64, router: impl Fn(Traffic) -> Router) -> Vec<Router> {
         let mut routers = Vec::new();
         for path in &self.route.paths {
             let rule = match path {
@@ -191,7 +188,10 @@ impl Shape<'_> {
     }
 
     fn fence(&self) -> IngressRoute {
-        let routes = self.entry(0, |_| Router { services: vec![self.edge_errors()], ..Router::default() });
+        let routes = self.entry(&Rule::host(&self.route.host), 0, |_| Router {
+            services: vec![self.edge_errors()],
+            ..Router::default()
+        });
         self.ingress_route(
             "fence",
             IngressRouteSpec {
@@ -203,7 +203,10 @@ impl Shape<'_> {
     }
 
     fn parent(&self) -> IngressRoute {
-        let routes = self.entry(1, |traffic| {
+        // What it leaves, its fence refuses. Right after the host: a rule that is
+        // narrowed by a path must begin like the wider one.
+        let host = Rule::host(&self.route.host).and(&Rule::keeps_connection());
+        let routes = self.entry(&host, 1, |traffic| {
             // Outermost first: a refusal must still pass the one that makes it gRPC.
             let mut roles = Vec::new();
             if traffic == Traffic::Grpc {
@@ -291,6 +294,9 @@ impl Shape<'_> {
             // The client's are removed, whether or not the decision sets them: its own token
             // goes no further than the gate.
             auth_response_headers: ["Authorization", "X-User"].map(ToOwned::to_owned).into(),
+            // A longer answer is a refusal, 401. One that is cut is not, if its head was a permission:
+            // the head is all that counts, and Oathkeeper's permissions have no body
+            // (pkg/middlewares/auth/forward.go of Traefik 3.6.12).
             max_response_body_size: 65_536,
         };
         self.middleware(

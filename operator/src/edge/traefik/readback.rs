@@ -2,11 +2,17 @@
 //!
 //! Source: pkg/provider/kubernetes/crd and pkg/api of Traefik 3.6.12.
 
+use std::collections::BTreeMap;
+
 use kube::ResourceExt;
 use peristyle_crds::names::EDGE_LABEL;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Edge, objects::IngressRoute};
+use super::{
+    Edge,
+    objects::{Errors, ForwardAuth, Headers, IngressRoute},
+};
 
 /// Ending of every name that comes from Kubernetes objects, where the API asks for one.
 pub const PROVIDER: &str = "@kubernetescrd";
@@ -22,6 +28,50 @@ pub struct Expected {
     pub parents: Vec<String>,
     /// Whether it leads to the workload.
     pub is_to_workload: bool,
+}
+
+/// A middleware as the API shows it: whole, but for the service of `errors`,
+/// which has a name of Traefik's there.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Content {
+    /// Asks whether a request may pass.
+    pub forward_auth: Option<ForwardAuth>,
+    /// Changes headers.
+    pub headers: Option<Headers>,
+    /// Lets another server answer.
+    pub errors: Option<ErrorPage>,
+}
+
+/// What the API shows of [`Errors`].
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ErrorPage {
+    status: Vec<String>,
+    status_rewrites: BTreeMap<String, i32>,
+    query: String,
+}
+
+impl From<Errors> for ErrorPage {
+    fn from(Errors { status, status_rewrites, query, service: _ }: Errors) -> Self {
+        Self { status, status_rewrites, query }
+    }
+}
+
+/// Every middleware of `edge` at the EdgeClass `class`, by the name that the API gives it.
+#[must_use]
+pub fn middlewares(edge: &Edge, class: &str) -> BTreeMap<String, Content> {
+    let of_class = edge
+        .middlewares
+        .iter()
+        .filter(|middleware| middleware.labels().get(EDGE_LABEL).is_some_and(|name| name == class));
+    let shown = of_class.map(|middleware| {
+        let spec = middleware.spec.clone();
+        let errors = spec.errors.map(ErrorPage::from);
+        let name = id(&middleware.namespace().unwrap_or_default(), &middleware.name_any());
+        (name, Content { forward_auth: spec.forward_auth, headers: spec.headers, errors })
+    });
+    shown.collect()
 }
 
 /// Every router of `edge` at the EdgeClass `class`; `workload` is the core

@@ -8,6 +8,9 @@ use crate::edge::route::{Host, RoutePath};
 /// A request is a gRPC call, and not gRPC-Web, which expects other answers.
 const GRPC_CONTENT_TYPE: &str = "^application/grpc([+;]|$)";
 
+/// What stands in a value of `Upgrade` that is not WebSocket alone.
+const NOT_WEBSOCKET: &str = "(?i)[^websockt]";
+
 /// A rule.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule(String);
@@ -40,6 +43,18 @@ impl Rule {
     #[must_use]
     pub fn grpc() -> Self {
         Self(format!("HeaderRegexp(`Content-Type`, `{GRPC_CONTENT_TYPE}`)"))
+    }
+
+    /// Requests that ask for no other protocol on their connection than
+    /// WebSocket. Where a workload agrees to one, the edge hands the connection
+    /// over, and whatever is then called through it is decided by nobody.
+    ///
+    /// Of several lines of the header Traefik 3.6.12 keeps the first before it
+    /// looks for a router (pkg/middlewares/forwardedheaders); `HeaderRegexp`
+    /// would see all of them.
+    #[must_use]
+    pub fn keeps_connection() -> Self {
+        Self(format!("!HeaderRegexp(`Upgrade`, `{NOT_WEBSOCKET}`)"))
     }
 
     /// Requests that match both.

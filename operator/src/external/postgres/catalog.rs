@@ -73,7 +73,8 @@ impl Session {
     /// The server behind `connection`; later connections pin its version's options.
     ///
     /// # Errors
-    /// [`Error::Statement`] when it cannot be read.
+    /// [`Error::Statement`] when it cannot be read; [`Error::Unreachable`] when
+    /// the server only follows another one.
     pub async fn inspect(&self, connection: &Connection) -> Result<Server, Error> {
         let rows = connection.query(SERVER, &[]).await?;
         let row = rows
@@ -84,7 +85,6 @@ impl Session {
             version_num: column(row, 0)?,
             version: version.split(' ').next().unwrap_or_default().to_owned(),
             system_identifier: column(row, 2)?,
-            is_replica: column(row, 3)?,
             admin: column(row, 4)?,
             is_superuser: column(row, 5)?,
             attributes: Attributes {
@@ -94,6 +94,10 @@ impl Session {
             },
         };
         self.set_major(server.major());
+        if column(row, 3)? {
+            return Err(self.unusable("it is a replica and takes no changes; name the primary"));
+        }
+        self.usable();
         Ok(server)
     }
 }

@@ -248,9 +248,6 @@ pub(super) async fn inspect(
     expected: Option<&str>,
 ) -> Result<Server, Error> {
     let server = session.inspect(admin).await?;
-    if server.is_replica {
-        return Err(session.unusable("it is a replica and takes no changes"));
-    }
     match expected {
         Some(expected) if expected != server.system_identifier => {
             Err(Error::OtherServer { expected: expected.to_owned(), found: server.system_identifier })

@@ -38,6 +38,8 @@ pub(super) struct Server {
 struct State {
     failures: u32,
     closed: Option<Closed>,
+    /// Whether it answers and takes no changes.
+    is_unusable: bool,
     /// Major version, once known.
     major: i32,
 }
@@ -162,8 +164,10 @@ impl Server {
             Err(Error::Unreachable { cause, .. }) => Err(self.fail(cause)),
             answered => {
                 let mut state = self.lock();
-                state.failures = 0;
-                state.closed = None;
+                // That it answers does not make it one that can be used.
+                if !state.is_unusable {
+                    *state = State { major: state.major, ..State::default() };
+                }
                 answered
             }
         }
@@ -251,7 +255,14 @@ impl Session {
 
     /// Counts as a failure that the server answered and cannot be used now.
     pub(super) fn unusable(&self, cause: &str) -> Error {
+        self.server.lock().is_unusable = true;
         self.server.fail(cause.to_owned())
+    }
+
+    /// The server can be used, or can again.
+    pub(super) fn usable(&self) {
+        let mut state = self.server.lock();
+        *state = State { major: state.major, ..State::default() };
     }
 
     async fn open(&self, server: &Arc<Server>, login: &Login, database: &str) -> Result<Connection, Error> {
@@ -311,6 +322,22 @@ mod tests {
             let Error::Unreachable { retry, .. } = server.fail("down".to_owned()) else { unreachable!() };
             assert!(retry < Duration::from_secs(11), "{retry:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_and_takes_no_changes_is_asked_less_and_less_often() {
+        let servers = Servers::default();
+        let session = servers.session(target()).await.unwrap();
+        for expected in 1..5 {
+            // The connection opens each time.
+            assert_eq!(session.server.observe(Ok(())).ok(), Some(()));
+            let Error::Unreachable { failures, .. } = session.unusable("it is a replica") else {
+                unreachable!()
+            };
+            assert_eq!(failures, expected);
+        }
+        session.usable();
+        assert!(servers.check(&target().endpoint).is_ok());
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ pub fn job_name(owner: &Owner, image: &str, hook: &Hook) -> String {
     let timeout = timeout.as_ref().map(|timeout| format!("{timeout:?}"));
     let parts =
         [image, name, database.as_deref().unwrap_or_default(), timeout.as_deref().unwrap_or_default()];
-    let hash = names::hash8(parts.into_iter().chain(command.iter().map(String::as_str)));
+    let hash = names::hash(parts.into_iter().chain(command.iter().map(String::as_str)));
     names::with_ending(&format!("{}-{name}", owner.name), &hash)
 }
 
