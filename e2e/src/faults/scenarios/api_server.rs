@@ -155,8 +155,11 @@ pub async fn lists_and_watches_that_end_or_expire_cause_no_write(runner: &Runner
         Some(Disturbance::Answer { status: StatusCode::OK, headers: Vec::new(), body: event.to_string() })
     });
     // Streams that are open stay undisturbed: the operator starts anew, applies
-    // what it must once, and comes to rest.
+    // what it must once, and comes to rest. It rests as well before it leads, and
+    // a Service that an earlier scenario had refused is due as soon as it does.
     rig.restart().await?;
+    apply_service(rig, "led").await?;
+    becomes_ready(rig, "Service", "led").await?;
     many_watches(rig).await?;
     is_at_rest(rig).await?;
     rig.journal.begin(None);
@@ -171,7 +174,8 @@ pub async fn lists_and_watches_that_end_or_expire_cause_no_write(runner: &Runner
     Step::Move.act(&rig.client).await?;
     arrives(rig, Step::Move).await?;
     Step::MoveBack.act(&rig.client).await?;
-    arrives(rig, Step::MoveBack).await
+    arrives(rig, Step::MoveBack).await?;
+    remove(rig, "Service", "led").await
 }
 
 pub async fn an_api_server_that_was_away_is_met_again(runner: &Runner) -> Result<()> {
