@@ -18,7 +18,8 @@ const CARGO_DENY: &str = "0.20.2";
 /// Modules of the control-plane tests that run beside all others: both halves
 /// take about as long, and most of the time they wait. Those with a gate share
 /// a port and so a half, which is the other one.
-const ASIDE: [&str; 8] = ["canary", "databases", "faults", "misuse", "ownership", "poison", "rbac", "traces"];
+const ASIDE: [&str; 9] =
+    ["canary", "databases", "faults", "misuse", "operator", "ownership", "poison", "rbac", "traces"];
 
 /// Runs all checks; the sandbox of `state` is brought up for the last ones and stays.
 ///
