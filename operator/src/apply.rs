@@ -387,10 +387,10 @@ fn given_up<K: Child>(child: &K, conflict: Conflict) -> Error {
     Error::ForeignManager { kind: K::kind(&()).into_owned(), name: child.name_any(), conflict }
 }
 
-/// Whether `live` is the controller's of `owner`.
+/// Makes sure that `owner` controls `live`.
 ///
 /// # Errors
-/// [`Error::NameConflict`] when it is not; [`Error::Remains`] when it is that of an owner before.
+/// [`Error::NameConflict`] when it does not; [`Error::Remains`] when one of its name did that is gone.
 pub fn guard<K: Resource>(live: &K, owner: Option<&OwnerReference>) -> Result<(), Error>
 where
     K::DynamicType: Default,

@@ -61,10 +61,17 @@ pub async fn publish(
 ) -> Result<Rules, Error> {
     let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: RULES_KEY, is_kept: false };
     let text = config_maps::read(ctx, owner, progress, &slot).await?.unwrap_or_default();
-    let routes = ctx.stores.ingress_routes.store().state();
-    let leaving = leaving(&text, &plan.rules_file().ids, &plan.hosts(), routes.iter().map(|route| &**route));
-    let leaving = progress.give_time(leaving);
-    let file = plan.rules_file_beside(&leaving);
+    let mut file = plan.rules_file();
+    let mut gone = Vec::new();
+    // Nothing goes from a file that stays as it is.
+    if text != file.text {
+        let routes = ctx.stores.ingress_routes.store().state();
+        gone = leaving(&text, &file.ids, &plan.hosts(), routes.iter().map(|route| &**route));
+    }
+    let leaving = progress.give_time(gone);
+    if !leaving.is_empty() {
+        file = plan.rules_file_beside(&leaving);
+    }
     let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();
