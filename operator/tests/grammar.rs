@@ -134,13 +134,21 @@ fn path_match(path: String, is_prefix: bool) -> PathMatch {
     PathMatch { prefix, exact }
 }
 
-/// The rule of a route must ask for exactly this host, this path and gRPC, on a
-/// connection that stays what it is.
+/// The rule of a route must ask for exactly this host, this path and gRPC, and
+/// for one wish for the connection.
 fn check_leaves(host: &Host, path: &RoutePath) -> Result<(), TestCaseError> {
-    let host_rule = Rule::host(host).and(&Rule::keeps_connection());
-    let rule = host_rule.and(&Rule::path(path)).and(&Rule::grpc()).to_string();
+    for (wish, matcher) in
+        [(Rule::keeps_connection(), "!HeaderRegexp"), (Rule::asks_for_another_protocol(), "HeaderRegexp")]
+    {
+        check_leaves_with(host, path, &wish, matcher)?;
+    }
+    Ok(())
+}
+
+fn check_leaves_with(host: &Host, path: &RoutePath, wish: &Rule, matcher: &str) -> Result<(), TestCaseError> {
+    let rule = Rule::host(host).and(wish).and(&Rule::path(path)).and(&Rule::grpc()).to_string();
     let upgrade = ["Upgrade", "(?i)[^websockt]"].map(ToOwned::to_owned).into();
-    let mut expected = vec![leaf("Host", host.as_str()), ("!HeaderRegexp".to_owned(), upgrade)];
+    let mut expected = vec![leaf("Host", host.as_str()), (matcher.to_owned(), upgrade)];
     expected.extend(match path {
         RoutePath::All => vec![leaf("PathPrefix", "/")],
         RoutePath::Exact(path) => vec![leaf("Path", path)],

@@ -14,7 +14,7 @@ use peristyle::{
         route::{Guard, Host, RoutePath, RouteProtection},
         traefik::{
             Edge,
-            objects::{IngressRoute, Router},
+            objects::{IngressRoute, Reference, Router},
             rule::Rule,
         },
     },
@@ -219,14 +219,13 @@ proptest! {
         let errors = format!("{}-edge-errors", service.name_any());
         for route in edge.routes() {
             for router in route.spec.routes.iter().filter(|router| !router.middlewares.is_empty()) {
-                // The fence answers those too that want another connection.
-                let rule = router.rule.replacen(&format!(" && {}", Rule::keeps_connection()), "", 1);
+                let rule = without_wish(&router.rule);
                 let is_fence = |fence: &IngressRoute| {
                     fence.spec.entry_points == route.spec.entry_points
                         && fence.labels()[EDGE_LABEL] == route.labels()[EDGE_LABEL]
                         && fence.spec.routes.iter().any(|below| {
                             below.rule == rule && rule != router.rule
-                                && below.priority == router.priority - 1
+                                && (router.priority - 2..router.priority).contains(&below.priority)
                                 && below.middlewares.is_empty()
                                 && leads_to(below, &errors)
                         })
@@ -269,7 +268,15 @@ proptest! {
     fn no_way_in_leaves_the_connection_to_who_asks_for_another_protocol((service, observed) in world()) {
         let edge = edge(&service, &observed);
         for router in edge.parents.iter().flat_map(|parent| &parent.spec.routes) {
-            prop_assert!(router.rule.contains(&format!("`) && {}", Rule::keeps_connection())), "{}", router.rule);
+            let asks_for = |wish: Rule| router.rule.contains(&format!("`) && {wish}"));
+            let removes_wish = router.middlewares.iter().any(|reference| {
+                let middleware = edge.middlewares.iter().find(|m| m.name_any() == reference.name).unwrap();
+                middleware.spec.headers.as_ref().is_some_and(|headers| {
+                    headers.custom_request_headers.get("Upgrade").is_some_and(String::is_empty)
+                })
+            });
+            prop_assert!(asks_for(Rule::keeps_connection()) || removes_wish, "{}", router.rule);
+            prop_assert_eq!(asks_for(Rule::asks_for_another_protocol()), removes_wish, "WebSocket must pass");
         }
     }
 
@@ -363,9 +370,18 @@ proptest! {
             prop_assert!(wider(parent).iter().all(|wider| edge.is_stricter_than(wider)));
             let mut handing_over = parent.clone();
             for router in &mut handing_over.spec.routes {
-                router.rule = router.rule.replacen(&format!(" && {}", Rule::keeps_connection()), "", 1);
+                router.rule = without_wish(&router.rule);
             }
             prop_assert!(edge.is_stricter_than(&handing_over));
+            for (number, router) in parent.spec.routes.iter().enumerate() {
+                // The shape of a refusal lets nobody in.
+                let refuses = |middleware: &&Reference| !middleware.name.contains("-grpc-errors-");
+                for middleware in router.middlewares.iter().filter(refuses) {
+                    let mut lacking = parent.clone();
+                    lacking.spec.routes[number].middlewares.retain(|kept| kept != middleware);
+                    prop_assert!(edge.is_stricter_than(&lacking), "{} without {middleware:?}", router.rule);
+                }
+            }
         }
         for fence in &edge.fences {
             prop_assert!(!wider(fence).iter().any(|wider| edge.is_stricter_than(wider)), "it refuses, meanwhile");
@@ -395,6 +411,12 @@ proptest! {
             prop_assert!(!text.contains(SYNTAX));
         }
     }
+}
+
+/// `rule` for all requests, whatever they want their connection to become: that of the fence.
+fn without_wish(rule: &str) -> String {
+    let wishes = [Rule::keeps_connection(), Rule::asks_for_another_protocol()];
+    wishes.iter().fold(rule.to_owned(), |rule, wish| rule.replacen(&format!(" && {wish}"), "", 1))
 }
 
 fn exposed(text: &str) -> (Service, Observed) {

@@ -191,14 +191,15 @@ const UPGRADES: [&[&str]; 12] = [
 ];
 
 /// A change of protocol by the client's wish, and right behind it, for whoever
-/// agreed, a request for what is not open.
-fn upgrade(host: &str, target: &[u8], connection: &str, headers: &[&str]) -> Vec<u8> {
+/// agreed, a request for `behind`.
+fn upgrade(host: &str, target: &str, behind: &str, connection: &str, headers: &[&str]) -> Vec<u8> {
     let connection = format!("Connection: {connection}");
-    let mut request = http("GET", target, &[host], &[&[connection.as_str()], headers].concat());
+    let headers = [&[connection.as_str()], headers].concat();
+    let mut request = http("GET", target.as_bytes(), &[host], &headers);
     let end = request.len() - b"Connection: close\r\n\r\n".len();
     request.truncate(end);
     request.extend_from_slice(b"\r\n");
-    let head = [(":method", "GET"), (":scheme", "http"), (":authority", host), (":path", "/mine/secret")];
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", host), (":path", behind)];
     request.extend(frames::request(&bytes(&head), b""));
     request
 }
@@ -269,12 +270,17 @@ fn over_http(token: &str) -> Vec<Attempt> {
     }
     for wish in UPGRADES {
         for connection in ["Upgrade, HTTP2-Settings", "upgrade", "HTTP2-Settings, Upgrade, X-User"] {
-            for path in ["/mine/secret", "/nowhere", "/open/x"] {
-                for headers in [&[][..], &["X-User: root"], &[&with], &["Content-Type: application/grpc"]] {
-                    let headers = [wish, headers].concat();
-                    add(May::Not, upgrade(ECHO_HOST, path.as_bytes(), connection, &headers));
-                    add(May::Not, upgrade(PUBLIC_HOST, path.as_bytes(), connection, &headers));
+            for headers in [&[][..], &["X-User: root"], &[&with], &["Content-Type: application/grpc"]] {
+                let has_token = headers.contains(&with.as_str());
+                let headers = [wish, headers].concat();
+                // The wish is ignored, and the request decided as if there was none.
+                for (path, is_allowed) in
+                    [("/mine/secret", has_token), ("/nowhere", false), ("/open/x", true)]
+                {
+                    let request = upgrade(ECHO_HOST, path, "/mine/secret", connection, &headers);
+                    add(if is_allowed { May::Must } else { May::Not }, request);
                 }
+                add(May::Must, upgrade(PUBLIC_HOST, "/open/x", "/open/behind", connection, &headers));
             }
         }
     }

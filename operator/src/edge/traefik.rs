@@ -16,7 +16,7 @@ use kube::ResourceExt;
 use peristyle_crds::names::{EDGE_LABEL, POLICY_HASH_ANNOTATION};
 
 use crate::edge::route::Guard;
-use objects::{IngressRoute, Middleware, ServersTransport};
+use objects::{IngressRoute, Middleware, Router, ServersTransport};
 
 /// What Traefik needs for the routes of one Service.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,7 +56,7 @@ impl Edge {
 
     /// Whether `live` may let in requests that the rendered routes would not:
     /// it is not rendered at all, hangs elsewhere, leads elsewhere, matches
-    /// more, or lacks a middleware that all routers of its rendered form pass.
+    /// more, or lacks a middleware that its rendered form passes.
     /// Such a route is withdrawn before anything else is done.
     #[must_use]
     pub fn is_stricter_than(&self, live: &IngressRoute) -> bool {
@@ -76,28 +76,27 @@ impl Edge {
         if is_way_in && is_wider(live, wanted) {
             return true;
         }
-        let shared = first.middlewares.iter().filter(|middleware| {
-            wanted.spec.routes.iter().all(|router| router.middlewares.contains(middleware))
-        });
-        let shared: Vec<_> = shared.collect();
-        live.spec.routes.iter().any(|router| {
-            (is_root && router.services != first.services)
-                || shared.iter().any(|middleware| !router.middlewares.contains(middleware))
-        })
+        is_root && live.spec.routes.iter().any(|router| router.services != first.services)
     }
 }
 
-/// Whether `live` is loaded by another edge, listens elsewhere or matches other
-/// requests than `wanted`.
+/// Whether `live` is loaded by another edge, listens elsewhere, or lets in what
+/// `wanted` does not: other requests, or the same past fewer middlewares.
 fn is_wider(live: &IngressRoute, wanted: &IngressRoute) -> bool {
     let (here, there) = (&live.spec, &wanted.spec);
     // Rules narrow the host by one condition after the other.
     let covers = |wide: &str, rule: &str| {
         rule.strip_prefix(wide).is_some_and(|rest| rest.is_empty() || rest.starts_with(" && "))
     };
+    let is_wanted = |router: &Router| {
+        there.routes.iter().any(|kept| {
+            covers(&kept.rule, &router.rule)
+                && kept.middlewares.iter().all(|middleware| router.middlewares.contains(middleware))
+        })
+    };
     live.labels().get(EDGE_LABEL) != wanted.labels().get(EDGE_LABEL)
         || !here.entry_points.iter().all(|point| there.entry_points.contains(point))
-        || !here.routes.iter().all(|router| there.routes.iter().any(|kept| covers(&kept.rule, &router.rule)))
+        || !here.routes.iter().all(is_wanted)
 }
 
 /// What protects the route whose objects are `parent` and `authn`, if that is

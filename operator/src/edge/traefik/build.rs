@@ -24,8 +24,10 @@ pub const EDGE_ERRORS_PORT: i32 = 8080;
 
 /// Above whatever the length of a rule would give.
 const BASE_PRIORITY: i64 = 1_000_000;
-/// Two kinds of traffic, each with a parent and its fence.
-const PRIORITIES_PER_PATH: i64 = 4;
+/// For each kind of traffic: its fence, and the two ways in above it.
+const PRIORITIES_PER_TRAFFIC: i64 = 3;
+/// Two kinds of traffic.
+const PRIORITIES_PER_PATH: i64 = 2 * PRIORITIES_PER_TRAFFIC;
 
 /// What identifies the caller or the request, and what could be mistaken for
 /// it: clients may not send these.
@@ -101,7 +103,7 @@ pub fn build(owner: &Owner, route: &Route) -> Edge {
     if route.guard == Guard::Withheld {
         return edge;
     }
-    edge.middlewares.push(shape.strip());
+    edge.middlewares.extend([shape.strip(), shape.keep_protocol()]);
     if let Guard::Decided { decisions_url, .. } = &route.guard {
         edge.middlewares.push(shape.authn(decisions_url));
     }
@@ -121,6 +123,16 @@ enum Traffic {
     Grpc,
     /// Everything else: HTTP statuses stay as they are.
     Plain,
+}
+
+/// What a client wants its connection to become.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Wish {
+    /// Nothing but what it is, or WebSocket.
+    Usual,
+    /// Another protocol. HTTP clients offer `h2c` by themselves over plain
+    /// HTTP; a server may ignore it (RFC 9110, 7.8), and this edge does.
+    Another,
 }
 
 struct Shape<'a> {
@@ -173,7 +185,7 @@ impl Shape<'_> {
             };
             for traffic in self.traffic() {
                 let (rule, step) = match traffic {
-                    Traffic::Grpc => (rule.and(&Rule::grpc()), 2),
+                    Traffic::Grpc => (rule.and(&Rule::grpc()), PRIORITIES_PER_TRAFFIC),
                     Traffic::Plain => (rule.clone(), 0),
                 };
                 routers.push(Router {
@@ -203,24 +215,19 @@ impl Shape<'_> {
     }
 
     fn parent(&self) -> IngressRoute {
-        // What it leaves, its fence refuses. Right after the host: a rule that is
-        // narrowed by a path must begin like the wider one.
-        let host = Rule::host(&self.route.host).and(&Rule::keeps_connection());
-        let routes = self.entry(&host, 1, |traffic| {
-            // Outermost first: a refusal must still pass the one that makes it gRPC.
-            let mut roles = Vec::new();
-            if traffic == Traffic::Grpc {
-                roles.push("grpc-errors");
-            }
-            roles.push("headers");
-            if matches!(self.route.guard, Guard::Decided { .. }) {
-                roles.push("authn");
-            }
-            Router {
-                middlewares: roles.into_iter().map(|role| self.reference(role)).collect(),
+        let host = Rule::host(&self.route.host);
+        let routes = [Wish::Another, Wish::Usual].into_iter().zip(1..).flat_map(|(wish, above)| {
+            // Right after the host: a rule that is narrowed by a path must begin like the wider one.
+            let host = host.and(&match wish {
+                Wish::Another => Rule::asks_for_another_protocol(),
+                Wish::Usual => Rule::keeps_connection(),
+            });
+            self.entry(&host, above, |traffic| Router {
+                middlewares: self.gate(traffic, wish),
                 ..Router::default()
-            }
+            })
         });
+        let routes = routes.collect();
         let mut parent = self.ingress_route(
             "parent",
             IngressRouteSpec {
@@ -233,6 +240,17 @@ impl Shape<'_> {
             parent.metadata.annotations = Some([(POLICY_HASH_ANNOTATION.to_owned(), hash.clone())].into());
         }
         parent
+    }
+
+    /// Outermost first: a refusal must still pass the one that makes it gRPC.
+    fn gate(&self, traffic: Traffic, wish: Wish) -> Vec<Reference> {
+        let roles = [
+            (traffic == Traffic::Grpc).then_some("grpc-errors"),
+            Some("headers"),
+            (wish == Wish::Another).then_some("keep-protocol"),
+            matches!(self.route.guard, Guard::Decided { .. }).then_some("authn"),
+        ];
+        roles.into_iter().flatten().map(|role| self.reference(role)).collect()
     }
 
     fn child(&self) -> IngressRoute {
@@ -316,11 +334,17 @@ impl Shape<'_> {
     }
 
     fn strip(&self) -> Middleware {
-        let custom_request_headers = stripped_headers();
-        self.middleware(
-            "headers",
-            MiddlewareSpec { headers: Some(Headers { custom_request_headers }), ..MiddlewareSpec::default() },
-        )
+        self.remove("headers", stripped_headers())
+    }
+
+    /// Without the wish the workload has nothing to agree to.
+    fn keep_protocol(&self) -> Middleware {
+        self.remove("keep-protocol", [("Upgrade".to_owned(), String::new())].into())
+    }
+
+    fn remove(&self, role: &str, custom_request_headers: BTreeMap<String, String>) -> Middleware {
+        let headers = Some(Headers { custom_request_headers });
+        self.middleware(role, MiddlewareSpec { headers, ..MiddlewareSpec::default() })
     }
 
     fn middleware(&self, role: &str, spec: MiddlewareSpec) -> Middleware {

@@ -46,15 +46,22 @@ impl Rule {
     }
 
     /// Requests that ask for no other protocol on their connection than
-    /// WebSocket. Where a workload agrees to one, the edge hands the connection
-    /// over, and whatever is then called through it is decided by nobody.
+    /// WebSocket.
+    #[must_use]
+    pub fn keeps_connection() -> Self {
+        Self(format!("!{}", Self::asks_for_another_protocol()))
+    }
+
+    /// Requests that ask for another protocol on their connection. Where a
+    /// workload agrees to one, the edge hands the connection over, and whatever
+    /// is then called through it is decided by nobody.
     ///
     /// Of several lines of the header Traefik 3.6.12 keeps the first before it
     /// looks for a router (pkg/middlewares/forwardedheaders); `HeaderRegexp`
     /// would see all of them.
     #[must_use]
-    pub fn keeps_connection() -> Self {
-        Self(format!("!HeaderRegexp(`Upgrade`, `{NOT_WEBSOCKET}`)"))
+    pub fn asks_for_another_protocol() -> Self {
+        Self(format!("HeaderRegexp(`Upgrade`, `{NOT_WEBSOCKET}`)"))
     }
 
     /// Requests that match both.
