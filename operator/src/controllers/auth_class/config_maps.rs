@@ -23,8 +23,27 @@ pub struct Slot<'a> {
     pub is_kept: bool,
 }
 
-/// The content of the key, without a request when the cache shows the version
-/// that was written last. `None` when there is no such ConfigMap or key.
+/// What a ConfigMap holds, as far as it had to be looked at.
+pub enum Found {
+    /// What was written last: the cache shows that version.
+    Written(String),
+    /// What the API server has.
+    Live(Option<Box<ConfigMap>>),
+}
+
+impl Found {
+    /// The content of the key of `slot`; `None` when there is no such ConfigMap or key.
+    #[must_use]
+    pub fn content(&self, slot: &Slot<'_>) -> Option<&str> {
+        match self {
+            Self::Written(content) => Some(content),
+            Self::Live(live) => Some(live.as_ref()?.data.as_ref()?.get(slot.key)?.as_str()),
+        }
+    }
+}
+
+/// What is there, without a request when the cache shows the version that was
+/// written last.
 ///
 /// # Errors
 /// When it is not one of ours: what somebody else wrote there must not decide
@@ -34,33 +53,45 @@ pub async fn read(
     owner: &Owner,
     progress: &Progress,
     slot: &Slot<'_>,
-) -> Result<Option<String>, Error> {
+) -> Result<Found, Error> {
     if let Some(content) = known(ctx, owner, progress, slot) {
-        return Ok(Some(content.to_owned()));
+        return Ok(Found::Written(content.to_owned()));
     }
-    let Some(live) = get(ctx, owner, slot).await? else {
-        return Ok(None);
-    };
-    if slot.is_kept {
-        guard_kept(owner, &live)?;
-    } else {
-        apply::guard(&live, Some(&owner.reference))?;
+    let live = get(ctx, owner, slot).await?;
+    match &live {
+        Some(live) if slot.is_kept => guard_kept(owner, live)?,
+        Some(live) => apply::guard(live, Some(&owner.reference))?,
+        None => {}
     }
-    Ok(content(&live, slot))
+    Ok(Found::Live(live.map(Box::new)))
 }
 
-/// Makes the key hold `wanted`. Returns what it held before.
+/// Makes the key hold `wanted`.
 pub async fn write(
     ctx: &Context,
     owner: &Owner,
     progress: &mut Progress,
     slot: &Slot<'_>,
     wanted: &str,
-) -> Result<Option<String>, Error> {
-    if known(ctx, owner, progress, slot) == Some(wanted) {
-        return Ok(Some(wanted.to_owned()));
-    }
-    let live = get(ctx, owner, slot).await?;
+) -> Result<(), Error> {
+    let found = read(ctx, owner, progress, slot).await?;
+    replace(ctx, owner, progress, slot, found, wanted).await
+}
+
+/// The same where it was just `found` what is there.
+pub async fn replace(
+    ctx: &Context,
+    owner: &Owner,
+    progress: &mut Progress,
+    slot: &Slot<'_>,
+    found: Found,
+    wanted: &str,
+) -> Result<(), Error> {
+    let live = match found {
+        Found::Written(content) if content == wanted => return Ok(()),
+        Found::Written(_) => get(ctx, owner, slot).await?,
+        Found::Live(live) => live.map(|live| *live),
+    };
     let desired = build::config_map(owner, slot.name, slot.key, wanted);
     let applied = if slot.is_kept {
         keep(&ctx.client, owner, live.as_ref(), desired).await?
@@ -71,7 +102,7 @@ pub async fn write(
         slot.name.to_owned(),
         Written { content: wanted.to_owned(), version: applied.resource_version() },
     );
-    Ok(live.and_then(|live| content(&live, slot)))
+    Ok(())
 }
 
 /// Makes the key hold again what was written there last, if anything was. Costs
@@ -117,10 +148,6 @@ fn guard_kept(owner: &Owner, live: &ConfigMap) -> Result<(), apply::Error> {
         return Ok(());
     }
     Err(apply::Error::NameConflict { kind: "ConfigMap".to_owned(), name: live.name_any() })
-}
-
-fn content(live: &ConfigMap, slot: &Slot<'_>) -> Option<String> {
-    live.data.as_ref()?.get(slot.key).cloned()
 }
 
 fn known<'a>(ctx: &Context, owner: &Owner, progress: &'a Progress, slot: &Slot<'_>) -> Option<&'a str> {

@@ -226,8 +226,9 @@ impl Step<'_> {
             return Ok(());
         }
         let file = model::file([]).0;
-        if config_maps::read(self.ctx, self.owner, progress, &slot).await?.is_none() {
-            config_maps::write(self.ctx, self.owner, progress, &slot, &file.text).await?;
+        let found = config_maps::read(self.ctx, self.owner, progress, &slot).await?;
+        if found.content(&slot).is_none() {
+            config_maps::replace(self.ctx, self.owner, progress, &slot, found, &file.text).await?;
         }
         Ok(())
     }
@@ -301,9 +302,9 @@ impl Step<'_> {
     }
 
     async fn record(&self, progress: &Progress, slot: &Slot<'_>) -> Result<BTreeSet<Tuple>, Error> {
-        let text = config_maps::read(self.ctx, self.owner, progress, slot).await?;
-        text.map_or(Ok(BTreeSet::new()), |text| {
-            serde_json::from_str(&text).map_err(|source| Error::Record { name: slot.name.to_owned(), source })
+        let found = config_maps::read(self.ctx, self.owner, progress, slot).await?;
+        found.content(slot).map_or(Ok(BTreeSet::new()), |text| {
+            serde_json::from_str(text).map_err(|source| Error::Record { name: slot.name.to_owned(), source })
         })
     }
 

@@ -60,19 +60,21 @@ pub async fn publish(
     plan: &Plan,
 ) -> Result<Rules, Error> {
     let slot = Slot { name: &class.spec.oathkeeper.rules_config_map, key: RULES_KEY, is_kept: false };
-    let text = config_maps::read(ctx, owner, progress, &slot).await?.unwrap_or_default();
+    let found = config_maps::read(ctx, owner, progress, &slot).await?;
+    let text = found.content(&slot).unwrap_or_default();
+    let previous = ids(text);
     let mut file = plan.rules_file();
     let mut gone = Vec::new();
     // Nothing goes from a file that stays as it is.
     if text != file.text {
         let routes = ctx.stores.ingress_routes.store().state();
-        gone = leaving(&text, &file.ids, &plan.hosts(), routes.iter().map(|route| &**route));
+        gone = leaving(text, &file.ids, &plan.hosts(), routes.iter().map(|route| &**route));
     }
     let leaving = progress.give_time(gone);
     if !leaving.is_empty() {
         file = plan.rules_file_beside(&leaving);
     }
-    let previous = config_maps::write(ctx, owner, progress, &slot, &file.text).await?;
+    config_maps::replace(ctx, owner, progress, &slot, found, &file.text).await?;
 
     let slices = ctx.stores.system_endpoint_slices.store().state();
     let ready = pods::ready(&slices, &class.spec.oathkeeper.service);
@@ -97,7 +99,7 @@ pub async fn publish(
             progress.confirmed.remove(&seen.pod);
         }
     }
-    Ok(Rules { previous: ids(previous.as_deref()), ids: file.ids, pods, is_leaving: !leaving.is_empty() })
+    Ok(Rules { previous, ids: file.ids, pods, is_leaving: !leaving.is_empty() })
 }
 
 async fn ask(oathkeeper: &Oathkeeper, pod: Pod, mints: bool) -> Seen {
@@ -120,7 +122,7 @@ async fn ask(oathkeeper: &Oathkeeper, pod: Pod, mints: bool) -> Seen {
 
 /// The ids in a rules file. One that cannot be read was not ours: no id in it
 /// counts as published.
-fn ids(text: Option<&str>) -> BTreeSet<String> {
-    let listed: Vec<Listed> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+fn ids(text: &str) -> BTreeSet<String> {
+    let listed: Vec<Listed> = serde_json::from_str(text).unwrap_or_default();
     listed.into_iter().map(|rule| rule.id).collect()
 }
