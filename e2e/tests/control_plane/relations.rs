@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use e2e::daemon;
 use e2e::faults::{postgres::Postgres, programs};
 use e2e::operated::Operated;
 use e2e::progress::Progress;
@@ -13,6 +14,8 @@ use e2e::substrate::{self, Component};
 use e2e::wait;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use peristyle::external::{http, keto::Keto};
 use peristyle_crds::v1alpha1::{AuthClass, AuthPolicy, auth_policy::Tuple};
 use serde_json::json;
@@ -51,6 +54,14 @@ impl Bench {
             substrate::build(&[Component::Keto, Component::Oathkeeper], &Progress::default()).await?;
         let postgres = Postgres::start().await?;
         let at = programs::start(&operated.plane, &programs, &replica::binary()?, &postgres).await?;
+        operated.operate("first").await?;
+        let bench = Self { operated, _postgres: postgres, keto: Keto::new(http::client()?), at };
+        bench.create_class().await?;
+        Ok(bench)
+    }
+
+    async fn create_class(&self) -> Result<()> {
+        let at = &self.at;
         let class: AuthClass = serde_json::from_value(json!({
             "metadata": {"name": "default", "annotations": {"peristyle.dev/is-default-class": "true"}},
             "spec": {
@@ -60,10 +71,19 @@ impl Bench {
                     "oplURL": format!("http://{}", at.keto_opl),
                     "namespacesConfigMap": {"namespace": SYSTEM_NAMESPACE, "name": "keto-namespaces", "key": "namespaces.keto.ts"}}}
         }))?;
-        Api::<AuthClass>::all(operated.client.clone()).create(&PostParams::default(), &class).await?;
-        operated.operate("first").await?;
-        let keto = Keto::new(http::client()?);
-        Ok(Self { operated, _postgres: postgres, keto, at })
+        self.classes().create(&PostParams::default(), &class).await?;
+        Ok(())
+    }
+
+    fn classes(&self) -> Api<AuthClass> {
+        Api::all(self.operated.client.clone())
+    }
+
+    /// Sends a signal to Keto: stopped, it accepts connections and answers nothing.
+    fn signal_keto(&self, signal: Signal) -> Result<()> {
+        let processes = daemon::recorded(self.operated.plane().state());
+        let keto = processes.into_iter().find(|(name, _)| name == "keto").context("Keto does not run")?;
+        Ok(kill(Pid::from_raw(keto.1.pid), signal)?)
     }
 
     /// A policy that lets these buy.
@@ -113,4 +133,31 @@ async fn what_an_application_wrote_outlives_the_policy_and_what_the_policy_wrote
     // What Keto does not show without its model is there again with it.
     bench.apply(&[]).await.unwrap();
     bench.stores(&["of-the-app"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_class_goes_while_keto_is_away_and_the_next_of_its_name_takes_away_what_was_left() {
+    let bench = Bench::start().await.unwrap();
+    bench.apply(&["alice", "carol"]).await.unwrap();
+    bench.stores(&["alice", "carol"]).await;
+
+    bench.signal_keto(Signal::SIGSTOP).unwrap();
+    bench.classes().delete("default", &DeleteParams::default()).await.unwrap();
+    wait::until("the class is gone", PATIENCE, async || match bench.classes().get_opt("default").await? {
+        Some(class) => bail!("{}", serde_saphyr::to_string(&class)?),
+        None => Ok(()),
+    })
+    .await
+    .unwrap();
+    // Meanwhile one of them may buy no longer.
+    bench.apply(&["carol"]).await.unwrap();
+    bench.create_class().await.unwrap();
+    let is_told = |class: &AuthClass| {
+        let mut conditions = class.status.iter().flat_map(|status| &status.conditions);
+        conditions.any(|c| c.type_ == "Published" && c.status == "Unknown" && c.reason == "KetoUnavailable")
+    };
+    wait::object(&bench.classes(), "default", "it says that Keto is away", PATIENCE, is_told).await.unwrap();
+
+    bench.signal_keto(Signal::SIGCONT).unwrap();
+    bench.stores(&["carol"]).await;
 }
