@@ -8,7 +8,6 @@ pub mod frames;
 mod issuer;
 mod oathkeeper;
 pub mod shop;
-mod team;
 mod traefik;
 mod workload;
 
@@ -32,13 +31,13 @@ use crate::operated::{NAMESPACE, Operated};
 use crate::progress::Progress;
 use crate::stack::SYSTEM_NAMESPACE;
 use crate::substrate::{self, Component};
+use crate::team::Team;
 use crate::{daemon, ports, replica, wait};
 use issuer::Issuer;
 use traefik::Traefik;
 
 pub use decisions::{Decisions, Fault};
 pub use oathkeeper::Oathkeeper;
-pub use team::Team;
 pub use workload::{Reached, SMUGGLED, answer};
 
 /// Issuer that the AuthClass trusts.

@@ -31,6 +31,7 @@ pub mod sandbox;
 pub mod stack;
 pub mod state;
 pub mod substrate;
+pub mod team;
 pub mod wait;
 
 /// The directory of the workspace that this crate was built from.

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::cluster;
 use crate::control_plane::ControlPlane;
 use crate::stack;
+use crate::team::Team;
 
 /// Namespace of the tests' objects.
 pub const NAMESPACE: &str = "shop";
@@ -85,6 +86,12 @@ impl Operated {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// Who applies objects of ours in the tests' namespace.
+    #[must_use]
+    pub fn team(&self) -> Team {
+        Team::new(self.client.clone(), NAMESPACE)
     }
 
     /// The control plane.

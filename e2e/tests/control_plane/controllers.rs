@@ -302,7 +302,7 @@ async fn a_missing_reference_holds_the_first_rollout_back_until_it_appears() {
 }
 
 /// The children of a Service, as the operator would write them.
-fn children(name: &str, spec: &serde_json::Value) -> Vec<serde_json::Value> {
+pub fn rendered(name: &str, spec: &serde_json::Value) -> Vec<serde_json::Value> {
     let mut input = Input::default();
     let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service",
         "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
@@ -319,7 +319,7 @@ async fn a_name_that_somebody_took_before_stays_theirs_whatever_kind_it_is() {
     let mut taken = Vec::new();
     let mut kinds = std::collections::BTreeSet::new();
     for (index, spec) in [plain, hooked].iter().enumerate() {
-        for (number, model) in children("orders", spec).iter().enumerate() {
+        for (number, model) in rendered("orders", spec).iter().enumerate() {
             let kind = model["kind"].as_str().unwrap();
             // With a hook only the Job is new; the Deployment is never reached.
             if (index == 1) != (kind == "Job") {
@@ -327,7 +327,7 @@ async fn a_name_that_somebody_took_before_stays_theirs_whatever_kind_it_is() {
             }
             for disguise in [false, true] {
                 let name = format!("v{number}-{index}{}", u8::from(disguise));
-                let child = children(&name, spec).remove(number);
+                let child = rendered(&name, spec).remove(number);
                 let foreign = squat(&bench, child, disguise).await.unwrap();
                 bench.apply(&name, spec.clone()).await.unwrap();
                 kinds.insert(kind.to_owned());

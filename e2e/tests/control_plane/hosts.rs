@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::gate::shop::ECHO;
-use e2e::gate::{Gate, Team, shop};
+use e2e::gate::{Gate, shop};
 use e2e::operated::{NAMESPACE, Operated};
 use e2e::replica::{self, Replica};
+use e2e::team::Team;
 use e2e::wait;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::controllers::rendered;
 use crate::server::{Account, Server};
 use anyhow::{Context, Result, ensure};
 use e2e::operated::{NAMESPACE, Operated};
@@ -13,7 +14,6 @@ use kube::{
     Api, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
 };
-use peristyle::commands::render::{input::Input, render};
 use peristyle_crds::v1alpha1::{Database, Service};
 use serde_json::{Value, json};
 
@@ -168,18 +168,13 @@ struct Child {
 
 /// The children of a Service, as the operator would write them.
 fn children(name: &str, spec: &Value) -> Vec<Child> {
-    let mut input = Input::default();
-    let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
-    input.add(&object.to_string(), NAMESPACE).unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let objects = render(&input, &input.services[0], 2).unwrap().objects;
-    let child = |object: &Value| Child {
+    let child = |object: Value| Child {
         api_version: text(&object["apiVersion"]),
         kind: text(&object["kind"]),
         name: text(&object["metadata"]["name"]),
     };
-    objects.iter().map(child).collect()
+    rendered(name, spec).into_iter().map(child).collect()
 }
 
 #[tokio::test]

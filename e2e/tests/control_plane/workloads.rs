@@ -40,11 +40,7 @@ impl Bench {
     }
 
     async fn apply(&self, name: &str, spec: Value) -> Result<()> {
-        let object = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service",
-            "metadata": {"name": name}, "spec": spec});
-        let params = PatchParams::apply("team").force();
-        self.0.api::<Service>().patch(name, &params, &Patch::Apply(&object)).await?;
-        Ok(())
+        self.0.team().apply("Service", name, &spec).await
     }
 
     /// Gives routes a class, and the error backend a pod, which no node runs here.
@@ -83,14 +79,16 @@ impl Bench {
         expected: (&str, &str),
         patience: Duration,
     ) -> Result<String> {
-        wait::until(&format!("{name}: {type_} is {expected:?}"), patience, async || {
-            let status = self.status(name).await?;
-            let found =
-                status.conditions.iter().find(|c| c.type_ == type_).context("no such condition yet")?;
-            ensure!((found.status.as_str(), found.reason.as_str()) == expected, "{found:?}");
-            Ok(found.message.clone())
-        })
-        .await
+        self.0.team().becomes_within(patience, "Service", name, type_, expected).await
+    }
+
+    /// Waits until nobody may connect to the pods.
+    async fn closes(&self, name: &str) {
+        let is_closed = |policy: &NetworkPolicy| {
+            policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0)
+        };
+        let policies = self.0.api::<NetworkPolicy>();
+        wait::object(&policies, name, "the policy is closed", PATIENCE, is_closed).await.unwrap();
     }
 
     /// The pods of a Service that are not on their way out.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::example::{Example, new_user};
 use e2e::state::State;
+use e2e::team::Team;
 use e2e::{stack, wait};
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -105,14 +106,8 @@ impl Bench {
         expected: (&str, &str),
         patience: Duration,
     ) -> Result<String> {
-        wait::until(&format!("{name}: {type_} is {expected:?}"), patience, async || {
-            let status = self.api::<Service>().get(name).await?.status.context("no status yet")?;
-            let found =
-                status.conditions.iter().find(|c| c.type_ == type_).context("no such condition yet")?;
-            ensure!((found.status.as_str(), found.reason.as_str()) == expected, "{found:?}");
-            Ok(found.message.clone())
-        })
-        .await
+        let team = Team::new(self.client.clone(), &self.namespace);
+        team.becomes_within(patience, "Service", name, type_, expected).await
     }
 
     /// What `WorkloadAvailable` and `Ready` say of a pod, at once.

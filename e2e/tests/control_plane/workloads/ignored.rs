@@ -30,15 +30,7 @@ async fn an_ignored_child_is_left_alone_unless_it_protects() {
     assert!(message.contains("Deployment orders"), "{message}");
     let open = json!({"metadata": {"labels": {"peristyle.dev/ignore": "true"}}, "spec": {"ingress": [{}]}});
     bench.0.api::<NetworkPolicy>().patch("orders", &params, &Patch::Merge(open)).await.unwrap();
-    wait::object(
-        &bench.0.api::<NetworkPolicy>(),
-        "orders",
-        "the policy is closed again",
-        PATIENCE,
-        |policy| policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0),
-    )
-    .await
-    .unwrap();
+    bench.closes("orders").await;
     let deployment = bench.0.api::<Deployment>().get("orders").await.unwrap();
     assert_eq!(deployment.spec.and_then(|spec| spec.min_ready_seconds), Some(7));
 

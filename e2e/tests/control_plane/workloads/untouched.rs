@@ -35,15 +35,7 @@ async fn a_suspended_service_keeps_its_children_its_readiness_and_its_protection
     bench.0.api::<Deployment>().patch("orders", &params, &Patch::Merge(scale)).await.unwrap();
     let open = json!({"spec": {"ingress": [{}]}});
     bench.0.api::<NetworkPolicy>().patch("orders", &params, &Patch::Merge(open)).await.unwrap();
-    wait::object(
-        &bench.0.api::<NetworkPolicy>(),
-        "orders",
-        "the policy is closed again",
-        PATIENCE,
-        |policy| policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0),
-    )
-    .await
-    .unwrap();
+    bench.closes("orders").await;
     let seconds = |d: &Deployment| d.spec.as_ref().and_then(|spec| spec.min_ready_seconds);
     let deployment = bench.0.api::<Deployment>().get("orders").await.unwrap();
     assert_eq!(seconds(&deployment), Some(7), "a suspended Service was changed");
@@ -71,10 +63,7 @@ async fn is_protected(bench: &Bench) {
     .unwrap();
     let open = json!({"spec": {"ingress": [{}]}});
     policies.patch("orders", &PatchParams::default(), &Patch::Merge(open)).await.unwrap();
-    let is_closed = |policy: &NetworkPolicy| {
-        policy.spec.as_ref().is_some_and(|spec| spec.ingress.iter().flatten().count() == 0)
-    };
-    wait::object(&policies, "orders", "the policy is closed again", PATIENCE, is_closed).await.unwrap();
+    bench.closes("orders").await;
 }
 
 /// A spec with a mistake in it.

@@ -1,5 +1,7 @@
 //! Objects of ours in one namespace.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use kube::api::{Patch, PatchParams};
 use kube::core::DynamicObject;
@@ -7,8 +9,10 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use super::PATIENCE;
 use crate::wait;
+
+/// How long the operator may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who applies objects of ours in a namespace and looks at them.
 pub struct Team {
@@ -17,7 +21,9 @@ pub struct Team {
 }
 
 impl Team {
-    pub(super) fn new(client: Client, namespace: &str) -> Self {
+    /// A team that works in `namespace`.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str) -> Self {
         Self { client, namespace: namespace.to_owned() }
     }
 
@@ -61,6 +67,21 @@ impl Team {
         status: &str,
         reason: &str,
     ) -> Result<String> {
+        self.becomes_within(PATIENCE, kind, name, type_, (status, reason)).await
+    }
+
+    /// The same where it counts how long that may take.
+    ///
+    /// # Errors
+    /// At the deadline, with the object.
+    pub async fn becomes_within(
+        &self,
+        patience: Duration,
+        kind: &str,
+        name: &str,
+        type_: &str,
+        (status, reason): (&str, &str),
+    ) -> Result<String> {
         let what = format!("{kind} {name} is {type_}={status} ({reason})");
         let message = |object: &DynamicObject| {
             let conditions = object.data["status"]["conditions"].as_array();
@@ -73,7 +94,7 @@ impl Team {
             found.map(|condition| condition["message"].as_str().unwrap_or_default().to_owned())
         };
         let is_so = |object: &DynamicObject| message(object).is_some();
-        let object = wait::object(&self.objects(kind), name, &what, PATIENCE, is_so).await?;
+        let object = wait::object(&self.objects(kind), name, &what, patience, is_so).await?;
         Ok(message(&object).unwrap_or_default())
     }
 }
