@@ -5,7 +5,7 @@ pub mod drift;
 pub mod ownership;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -123,37 +123,37 @@ impl Classified for Error {
 /// What the last apply of an object sent and what the server made of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Record {
-    desired: [u8; 32],
-    live: [u8; 32],
+    desired: Hash,
+    live: Hash,
     /// Version of the object when it was looked at last: of the same one nothing
     /// else needs to be compared.
-    version: Option<String>,
+    version: Option<Box<str>>,
 }
 
+/// The first half of a SHA-256: enough to tell whether something changed.
+type Hash = [u8; 16];
+
 impl Record {
-    fn of<K: Child>(desired: [u8; 32], live: &K) -> Result<Self, Error> {
-        Ok(Self { desired, live: digest(&settled(live)?), version: live.resource_version() })
+    fn of<K: Child>(desired: Hash, live: &K) -> Result<Self, Error> {
+        Ok(Self { desired, live: digest(&settled(live)?), version: version(live) })
     }
 
     /// Whether `live` is, but for its status, what the apply of `desired` made.
-    fn is_of<K: Child>(&self, desired: [u8; 32], live: &K) -> Result<bool, Error> {
+    fn is_of<K: Child>(&self, desired: Hash, live: &K) -> Result<bool, Error> {
         if self.desired != desired {
             return Ok(false);
         }
-        let is_same =
-            self.version.is_some() && self.version.as_ref() == live.meta().resource_version.as_ref();
+        let is_same = self.version.is_some() && self.version == version(live);
         Ok(is_same || self.live == digest(&settled(live)?))
     }
 }
 
-/// Kind and name of an owner; its namespace is that of its children, if it has one.
-type OwnerName = (String, String);
-
 /// Writes children and remembers what it wrote.
 pub struct Applier {
     client: Client,
-    /// For each owner, so that it can be forgotten with all of its children.
-    applied: Mutex<HashMap<OwnerName, HashMap<String, Record>>>,
+    /// By [`place`]. One flat map: a table for each owner would take several
+    /// times the memory of what is in it.
+    applied: Mutex<BTreeMap<Box<str>, Record>>,
     drift: Drift,
     events: Option<Events>,
 }
@@ -173,15 +173,12 @@ impl Applier {
 
     /// Forgets the children of an owner that is gone.
     pub fn forget(&self, kind: &str, namespace: &str, name: &str) {
-        let mut applied = self.lock();
-        let owner = (kind.to_owned(), name.to_owned());
-        if let Some(children) = applied.get_mut(&owner) {
-            let is_there = |key: &String| key.split('/').nth(1) == Some(namespace);
-            children.retain(|key, _| !namespace.is_empty() && !is_there(key));
-            if children.is_empty() {
-                applied.remove(&owner);
-            }
+        let mut children = format!("{kind}/{name}/");
+        // The children of an owner without a namespace may be in any.
+        if !namespace.is_empty() {
+            children.extend([namespace, "/"]);
         }
+        self.lock().retain(|place, _| !place.starts_with(&children));
     }
 
     /// Makes the live object match `desired`, which must name its controller.
@@ -208,8 +205,8 @@ impl Applier {
             guard(live, owner)?;
             match &known {
                 Some(known) if known.is_of(digest_of_wanted, live)? => {
-                    if known.version != live.resource_version() {
-                        let version = live.resource_version();
+                    let version = version(live);
+                    if known.version != version {
                         self.remember(desired, Record { version, ..known.clone() });
                     }
                     return Ok(live.clone());
@@ -320,9 +317,7 @@ impl Applier {
             preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
             ..DeleteParams::background()
         };
-        if let Some(children) = self.lock().get_mut(&owner_name(live)) {
-            children.remove(&key(live));
-        }
+        self.lock().remove(&place(live));
         match bounded(api.delete(&name, &params)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -330,22 +325,30 @@ impl Applier {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<OwnerName, HashMap<String, Record>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Record>> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remembered<K: Child>(&self, child: &K) -> Option<Record> {
-        self.lock().get(&owner_name(child))?.get(&key(child)).cloned()
+        self.lock().get(&place(child)).cloned()
     }
 
     fn remember<K: Child>(&self, child: &K, record: Record) {
-        self.lock().entry(owner_name(child)).or_default().insert(key(child), record);
+        self.lock().insert(place(child), record);
     }
 }
 
-fn owner_name<K: Resource>(child: &K) -> OwnerName {
+/// Kind and name of the owner, then namespace, kind and name of the child, so
+/// that an owner is forgotten with all of its children; none has a slash in it.
+fn place<K: Resource<DynamicType = ()>>(child: &K) -> Box<str> {
     let owner = child.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    owner.map(|owner| (owner.kind.clone(), owner.name.clone())).unwrap_or_default()
+    let (kind, name) = owner.map(|owner| (&*owner.kind, &*owner.name)).unwrap_or_default();
+    let namespace = child.namespace().unwrap_or_default();
+    format!("{kind}/{name}/{namespace}/{}/{}", K::kind(&()), child.name_any()).into()
+}
+
+fn version<K: Resource>(object: &K) -> Option<Box<str>> {
+    object.meta().resource_version.as_deref().map(Into::into)
 }
 
 /// Whether `live` is what an apply of `wanted` left behind.
@@ -361,10 +364,10 @@ fn is_named<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
 }
 
 /// Writes down on the child what it was made from.
-fn annotate<K: Child>(wanted: &mut serde_json::Value, digest: &[u8; 32]) {
+fn annotate<K: Child>(wanted: &mut serde_json::Value, digest: &Hash) {
     // A Secret's annotations are shown where its content is not.
     if K::kind(&()) != "Secret" {
-        wanted["metadata"]["annotations"][ownership::APPLIED] = hex::encode(&digest[..16]).into();
+        wanted["metadata"]["annotations"][ownership::APPLIED] = hex::encode(digest).into();
     }
 }
 
@@ -445,8 +448,9 @@ fn settled<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
     Ok(value)
 }
 
-fn digest(value: &serde_json::Value) -> [u8; 32] {
-    Sha256::digest(value.to_string()).into()
+fn digest(value: &serde_json::Value) -> Hash {
+    let digest = Sha256::digest(value.to_string());
+    std::array::from_fn(|index| digest[index])
 }
 
 #[cfg(test)]
@@ -495,18 +499,25 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_goes_with_its_owner_and_no_other() {
         let applier = applier();
-        let record = Record { desired: [0; 32], live: [0; 32], version: None };
+        let record = Record { desired: [0; 16], live: [0; 16], version: None };
         let gone = child("a", "x", "Service", "orders");
         let namesake = child("b", "x", "Service", "orders");
         let of_class = child("system", "y", "AuthClass", "orders");
-        for child in [&gone, &namesake, &of_class] {
+        let longer = child("a", "x", "Service", "orders-api");
+        let elsewhere = child("ab", "x", "Service", "orders");
+        let all = [&gone, &namesake, &of_class, &longer, &elsewhere];
+        for child in all {
             applier.remember(child, record.clone());
         }
         applier.forget("Service", "a", "orders");
-        let left = [&gone, &namesake, &of_class].map(|child| applier.remembered(child).is_some());
-        assert_eq!(left, [false, true, true]);
+        let left = all.map(|child| applier.remembered(child).is_some());
+        assert_eq!(left, [false, true, true, true, true]);
         applier.forget("AuthClass", "", "orders");
-        applier.forget("Service", "b", "orders");
+        let left = all.map(|child| applier.remembered(child).is_some());
+        assert_eq!(left, [false, true, false, true, true]);
+        for (namespace, name) in [("b", "orders"), ("a", "orders-api"), ("ab", "orders")] {
+            applier.forget("Service", namespace, name);
+        }
         assert!(applier.lock().is_empty(), "something is kept for ever");
     }
 }
