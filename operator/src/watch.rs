@@ -51,7 +51,7 @@ pub struct Watched<K: Cached> {
     /// A reader only passes on which object is to be looked at; what is behind
     /// it keeps one entry per object, so no queue here grows.
     readers: Arc<Mutex<Vec<mpsc::UnboundedSender<Arc<K>>>>>,
-    controlled: Arc<Controlled<K>>,
+    controlled: Arc<Controlled>,
     unreadable: watch::Receiver<Unreadable<K>>,
 }
 
@@ -214,7 +214,8 @@ impl<K: Cached> Watched<K> {
     /// Every cached object that the object with this UID controls.
     #[must_use]
     pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
-        let found = self.controlled.of(uid).into_iter().filter_map(|reference| self.store.get(&reference));
+        let found =
+            self.controlled.of(uid).into_iter().filter_map(|(namespace, name)| self.get(&namespace, &name));
         found.filter(|object| is_controlled_by(&**object, uid)).collect()
     }
 
@@ -275,7 +276,7 @@ impl<K: Cached> Watched<K> {
 struct Cache<K: Cached> {
     store: Store<K>,
     writer: Writer<K>,
-    controlled: Arc<Controlled<K>>,
+    controlled: Arc<Controlled>,
     bad: watch::Sender<Unreadable<K>>,
     /// What was there before a list that is not complete yet.
     before: Vec<Arc<K>>,
@@ -325,7 +326,7 @@ impl<K: Cached> Cache<K> {
                 let is_gone = |object: &Arc<K>| self.store.get(&ObjectRef::from_obj(&**object)).is_none();
                 let gone: Vec<_> = std::mem::take(&mut self.before).into_iter().filter(is_gone).collect();
                 for object in &gone {
-                    self.controlled.remove(object);
+                    self.controlled.remove(&**object);
                 }
                 self.store.state().into_iter().chain(gone).collect()
             }
