@@ -135,7 +135,7 @@ type Hash = [u8; 16];
 
 impl Record {
     fn of<K: Child>(desired: Hash, live: &K) -> Result<Self, Error> {
-        Ok(Self { desired, live: digest(&settled(live)?), version: version(live) })
+        Ok(Self { desired, live: hash(settled(live)?.to_string()), version: version(live) })
     }
 
     /// Whether `live` is, but for its status, what the apply of `desired` made.
@@ -144,7 +144,7 @@ impl Record {
             return Ok(false);
         }
         let is_same = self.version.is_some() && self.version == version(live);
-        Ok(is_same || self.live == digest(&settled(live)?))
+        Ok(is_same || self.live == hash(settled(live)?.to_string()))
     }
 }
 
@@ -194,28 +194,29 @@ impl Applier {
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
         let owner = desired.owner_references().first();
+        let digest_of_wanted = fingerprint(desired)?;
+        let known = self.remembered(desired);
+        if let Some(live) = live {
+            guard(live, owner)?;
+            if let Some(known) = &known
+                && known.is_of(digest_of_wanted, live)?
+            {
+                let version = version(live);
+                if known.version != version {
+                    self.remember(desired, Record { version, ..known.clone() });
+                }
+                return Ok(live.clone());
+            }
+        }
         let mut wanted = encode(desired)?;
-        let digest_of_wanted = digest(&wanted);
         annotate::<K>(&mut wanted, &digest_of_wanted);
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
-        let known = self.remembered(desired);
         let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
         let uid = if let Some(live) = live {
-            guard(live, owner)?;
-            match &known {
-                Some(known) if known.is_of(digest_of_wanted, live)? => {
-                    let version = version(live);
-                    if known.version != version {
-                        self.remember(desired, Record { version, ..known.clone() });
-                    }
-                    return Ok(live.clone());
-                }
-                None if is_as_applied(live, &wanted) => {
-                    self.remember(desired, Record::of(digest_of_wanted, live)?);
-                    return Ok(live.clone());
-                }
-                _ => {}
+            if known.is_none() && is_as_applied(live, &wanted) {
+                self.remember(desired, Record::of(digest_of_wanted, live)?);
+                return Ok(live.clone());
             }
             live.uid()
         } else {
@@ -448,8 +449,13 @@ fn settled<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
     Ok(value)
 }
 
-fn digest(value: &serde_json::Value) -> Hash {
-    let digest = Sha256::digest(value.to_string());
+/// Of what is sent, without a tree of it: most passes find nothing to send.
+fn fingerprint<K: Child>(desired: &K) -> Result<Hash, Error> {
+    serde_json::to_vec(desired).map(hash).map_err(|e| Error::Encode(key(desired), e))
+}
+
+fn hash(text: impl AsRef<[u8]>) -> Hash {
+    let digest = Sha256::digest(text);
     std::array::from_fn(|index| digest[index])
 }
 
