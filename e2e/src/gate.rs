@@ -166,13 +166,13 @@ impl Gate {
     /// # Errors
     /// When the API server refuses.
     pub async fn apply(&self, kind: &str, name: &str, spec: &Value) -> Result<()> {
-        self.team(NAMESPACE).apply(kind, name, spec).await
+        self.operated.team().apply(kind, name, spec).await
     }
 
     /// [`Team::objects`] in the tests' namespace.
     #[must_use]
     pub fn objects(&self, kind: &str) -> Api<DynamicObject> {
-        self.team(NAMESPACE).objects(kind)
+        self.operated.team().objects(kind)
     }
 
     /// [`Team::becomes`] in the tests' namespace.
@@ -187,7 +187,7 @@ impl Gate {
         status: &str,
         reason: &str,
     ) -> Result<()> {
-        self.team(NAMESPACE).becomes(kind, name, type_, status, reason).await.map(drop)
+        self.operated.team().becomes(kind, name, type_, status, reason).await.map(drop)
     }
 
     /// Starts the edge anew, with or without a way to the decision service:

@@ -2,10 +2,10 @@
 //!
 //! A parent IngressRoute carries the middlewares and has no service; children
 //! hang on exactly that parent. Traefik drops a router whose middleware,
-//! Service or parent is missing and lets the next match answer: so below every
-//! router with a middleware stands a fence, with the same match and the next
-//! lower priority, that refuses. One child matches everything, so that a
-//! parent is never without children.
+//! Service or parent is missing and lets the next match answer: so below the
+//! routers with a middleware stands a fence, which matches what all of them do
+//! and refuses. One child matches everything, so that a parent is never without
+//! children.
 
 pub mod build;
 pub mod objects;
@@ -56,8 +56,8 @@ impl Edge {
 
     /// Whether `live` may let in requests that the rendered routes would not:
     /// it is not rendered at all, hangs elsewhere, leads elsewhere, matches
-    /// more, or lacks a middleware that its rendered form passes.
-    /// Such a route is withdrawn before anything else is done.
+    /// more, or lacks a middleware that its rendered form passes. Such a route
+    /// is withdrawn before anything else is done.
     #[must_use]
     pub fn is_stricter_than(&self, live: &IngressRoute) -> bool {
         let Some(wanted) = self.routes().find(|route| route.name_any() == live.name_any()) else {
