@@ -6,6 +6,7 @@ mod link;
 mod provision;
 mod removal;
 mod servers;
+mod socket;
 mod sqlstate;
 
 pub use error::{Error, Refusal};
@@ -15,22 +16,19 @@ pub use servers::{Servers, Session, Turn};
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     runtime::Handle,
     sync::OwnedSemaphorePermit,
+    task::JoinHandle,
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row, config::SslMode, types::ToSql};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::{
     link::{Interrupted, Link},
     servers::Server,
+    socket::{dial, verified},
 };
 use crate::{fence::Fence, retry::CALL_DEADLINE, sql::Statement};
 
@@ -95,11 +93,14 @@ pub struct Target {
     pub admin: Login,
 }
 
+/// The last warning that a grant did nothing.
+type Ineffective = Arc<Mutex<Option<String>>>;
+
 /// One session. It ends when dropped, and with it the statement that it runs.
 pub struct Connection {
     /// Always there, until the end.
     link: Option<Link>,
-    ineffective: Arc<Mutex<Option<String>>>,
+    ineffective: Ineffective,
     /// Statements run only while it is open; none in tools and tests.
     fence: Option<Fence>,
     /// Where failures are counted that concern all of the server.
@@ -134,49 +135,28 @@ impl Connection {
             .dbname(database)
             .options(options)
             .application_name("peristyle");
+        let refused = |error| Error::connect(endpoint, login, database, &error);
         let connected = async {
-            Ok(match tls {
+            let (stream, ear) =
+                dial(endpoint).await.map_err(|error| Error::unreachable(endpoint, error.to_string()))?;
+            let (client, driver, ineffective) = match tls {
                 Tls::Disabled => {
-                    let connecting = config.ssl_mode(SslMode::Disable).connect(NoTls).await;
-                    let (client, connection) =
-                        connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
-                    Self::drive(client, connection, tls.clone())
+                    let connecting = config.ssl_mode(SslMode::Disable).connect_raw(stream, NoTls);
+                    drive(connecting.await.map_err(refused)?)
                 }
                 Tls::VerifyFull { authorities } => {
-                    let connector = MakeRustlsConnect::new(client_config(authorities)?);
-                    let connecting = config.ssl_mode(SslMode::Require).connect(connector).await;
-                    let (client, connection) =
-                        connecting.map_err(|e| Error::connect(endpoint, login, database, &e))?;
-                    Self::drive(client, connection, tls.clone())
+                    let connector = verified(authorities, &endpoint.host)?;
+                    let connecting = config.ssl_mode(SslMode::Require).connect_raw(stream, connector);
+                    drive(connecting.await.map_err(refused)?)
                 }
-            })
+            };
+            let (endpoint, tls) = (endpoint.clone(), tls.clone());
+            let link = Link { client, driver, ear, endpoint, tls, permit: None, running: Mutex::default() };
+            Ok(Self { link: Some(link), ineffective, fence: None, server: None })
         };
         tokio::time::timeout(CALL_DEADLINE, connected)
             .await
-            .unwrap_or_else(|_| Err(Error::no_answer(endpoint)))
-    }
-
-    /// Reads the connection until it ends and keeps what must not be missed:
-    /// a GRANT or REVOKE without effect reports success and a warning.
-    fn drive<S, T>(client: Client, mut connection: tokio_postgres::Connection<S, T>, tls: Tls) -> Self
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let ineffective = Arc::new(Mutex::new(None));
-        let seen = ineffective.clone();
-        let driver = tokio::spawn(async move {
-            // An error reaches the caller through the client as well.
-            while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-                if let AsyncMessage::Notice(notice) = message
-                    && matches!(notice.code().code(), "01006" | "01007")
-                {
-                    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice.message().to_owned());
-                }
-            }
-        });
-        let link = Link { client, driver, tls, permit: None, running: Mutex::default() };
-        Self { link: Some(link), ineffective, fence: None, server: None }
+            .unwrap_or_else(|_| Err(Error::unreachable(endpoint, "no answer within 10 s".to_owned())))
     }
 
     /// Binds it to what counts for its server: its connections, its failures,
@@ -245,7 +225,7 @@ impl Connection {
         }
     }
 
-    /// Ends it and waits until the server has heard it, so that the next
+    /// Ends it and waits until the server has let go of it, so that the next
     /// connection does not find this one still counted.
     pub async fn close(mut self) {
         if let Some(link) = self.link.take() {
@@ -263,19 +243,26 @@ impl Drop for Connection {
     }
 }
 
-fn client_config(authorities: &str) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
-        let certificate = certificate.map_err(|e| Error::Authorities(e.to_string()))?;
-        roots.add(certificate).map_err(|e| Error::Authorities(e.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(Error::Authorities("no certificate in it".to_owned()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::Authorities(e.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+/// Reads the connection until it ends and keeps what must not be missed:
+/// a GRANT or REVOKE without effect reports success and a warning.
+fn drive<S, T>(
+    (client, mut connection): (Client, tokio_postgres::Connection<S, T>),
+) -> (Client, JoinHandle<()>, Ineffective)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let ineffective = Ineffective::default();
+    let seen = ineffective.clone();
+    let driver = tokio::spawn(async move {
+        // An error reaches the caller through the client as well.
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message
+                && matches!(notice.code().code(), "01006" | "01007")
+            {
+                *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice.message().to_owned());
+            }
+        }
+    });
+    (client, driver, ineffective)
 }

@@ -132,22 +132,13 @@ impl Error {
                 user: login.user.clone(),
                 refusal: Refusal { code: db.code().code().to_owned(), message: db.message().to_owned() },
             },
-            _ => Self::Unreachable {
-                endpoint: endpoint.clone(),
-                cause: cause(error),
-                failures: 0,
-                retry: Duration::ZERO,
-            },
+            _ => Self::unreachable(endpoint, cause(error)),
         }
     }
 
-    pub(super) fn no_answer(endpoint: &Endpoint) -> Self {
-        Self::Unreachable {
-            endpoint: endpoint.clone(),
-            cause: "no answer within 10 s".to_owned(),
-            failures: 0,
-            retry: Duration::ZERO,
-        }
+    /// Not counted yet.
+    pub(super) fn unreachable(endpoint: &Endpoint, cause: String) -> Self {
+        Self::Unreachable { endpoint: endpoint.clone(), cause, failures: 0, retry: Duration::ZERO }
     }
 
     /// `is_secret`: the server's words could quote the statement, so they are left out.

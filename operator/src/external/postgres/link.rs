@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Tls, client_config};
+use super::{
+    Endpoint, Tls,
+    socket::{dial, verified},
+};
 use crate::fence::{Fence, NotLeading, Passage};
 
 /// How long the server may take to hear that a statement or a connection ends.
@@ -21,8 +23,11 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) driver: JoinHandle<()>,
+    /// Hears the server let go of the connection.
+    pub(super) ear: TcpStream,
+    pub(super) endpoint: Endpoint,
     pub(super) tls: Tls,
-    /// The right to this connection; returned when the server has heard of its end.
+    /// The right to this connection; returned when the server has let go of it.
     pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,
     pub(super) running: Mutex<Option<Running>>,
 }
@@ -71,15 +76,22 @@ impl Link {
         }
     }
 
-    /// Cancels what runs, says goodbye and waits until the server has heard it,
-    /// so that the next connection does not find this one still counted.
+    /// Cancels what runs, says goodbye and waits until the server has let go, so
+    /// that the next connection does not find this one still counted.
     pub(super) async fn end(mut self) {
         let running = self.running().take();
         if running.is_some() {
             self.cancel().await;
         }
         drop(self.client);
-        if tokio::time::timeout(GOODBYE, &mut self.driver).await.is_err() {
+        let (driver, ear) = (&mut self.driver, &mut self.ear);
+        let goodbye = async {
+            // How it ended is nobody's matter any more.
+            drop(driver.await);
+            // The server closes the socket as the last thing, when the session is cleared away.
+            drop(tokio::io::copy(ear, &mut tokio::io::sink()).await);
+        };
+        if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
             // The socket is closed: the server looks for its client while it works, see the options.
             self.driver.abort();
         }
@@ -89,10 +101,13 @@ impl Link {
     async fn cancel(&self) {
         let token = self.client.cancel_token();
         let sent = async {
+            let Ok((stream, _)) = dial(&self.endpoint).await else {
+                return false;
+            };
             match &self.tls {
-                Tls::Disabled => token.cancel_query(NoTls).await.is_ok(),
-                Tls::VerifyFull { authorities } => match client_config(authorities) {
-                    Ok(config) => token.cancel_query(MakeRustlsConnect::new(config)).await.is_ok(),
+                Tls::Disabled => token.cancel_query_raw(stream, NoTls).await.is_ok(),
+                Tls::VerifyFull { authorities } => match verified(authorities, &self.endpoint.host) {
+                    Ok(connector) => token.cancel_query_raw(stream, connector).await.is_ok(),
                     Err(_) => false,
                 },
             }
