@@ -13,6 +13,7 @@ pub mod pattern;
 pub mod plan;
 pub mod protection;
 pub mod publications;
+pub mod reach;
 pub mod rejection;
 pub mod relations;
 pub mod rule;

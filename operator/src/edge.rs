@@ -6,3 +6,4 @@ pub mod proofs;
 pub mod route;
 pub mod standing;
 pub mod traefik;
+pub mod wanted;

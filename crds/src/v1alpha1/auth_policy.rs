@@ -310,7 +310,9 @@ pub struct AuthPolicyStatus {
     /// Generation of the spec that this status speaks of; -1 before the first look.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Ready, Reconciling, Stalled, Accepted, Programmed, Enforced.
+    /// Ready, Reconciling, Stalled, Accepted, Programmed, Enforced. After a change of the policy
+    /// wait for Ready here; the targeted Services, whose specs did not change, may for a moment
+    /// still say how they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

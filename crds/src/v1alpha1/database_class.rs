@@ -194,7 +194,9 @@ pub struct Embedded {
     /// Numeric user and group of the server's process.
     #[schemars(range(min = 1, max = 65535))]
     pub user: i64,
-    /// Persistent volume. Default: an emptyDir; the data ends with the pod.
+    /// Persistent volume; it ends with the class. Kubernetes takes a PersistentVolumeClaim that has
+    /// its name already, so only those may create one in the operator's namespace who are trusted
+    /// with the data. Default: an emptyDir; the data ends with the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
 }

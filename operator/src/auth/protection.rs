@@ -14,7 +14,7 @@ use super::{
     tighten::tightens,
     world::{Snapshot, World},
 };
-use crate::stores::Stores;
+use crate::{edge::claims::ServiceKey, stores::Stores};
 
 /// The protection of one route.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -76,7 +76,7 @@ pub fn protection(
     service: &Service,
     expose: &Expose,
 ) -> Protection {
-    let snapshot = Snapshot::take(stores);
+    let snapshot = Snapshot::take(stores).around([ServiceKey::of(service)]);
     let claims = snapshot.claims();
     decide(&snapshot.world(&claims), publications, service, expose)
 }

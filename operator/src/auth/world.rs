@@ -1,7 +1,7 @@
 //! Everything that decides what a policy governs, seen at one moment.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -19,26 +19,35 @@ use peristyle_crds::{
 
 use super::{
     key::{PolicyKey, age},
+    reach::{asking, asks_for_relations, targets},
     rejection::Rejection,
     relations::{Namespaces, Refusals},
 };
 use crate::{
     edge::{
         claims::{Claims, ServiceKey},
-        standing::Standing,
+        standing::{self, Standing},
         traefik::objects::IngressRoute,
+        wanted,
     },
     stores::Stores,
 };
 
 /// A copy of the caches; cheap, the objects are shared.
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    policies: Vec<Arc<AuthPolicy>>,
-    classes: Vec<Arc<AuthClass>>,
-    services: Vec<Arc<Service>>,
-    edge_classes: Vec<Arc<EdgeClass>>,
-    namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
-    routes: Vec<Arc<IngressRoute>>,
+    /// AuthPolicies.
+    pub policies: Vec<Arc<AuthPolicy>>,
+    /// AuthClasses.
+    pub classes: Vec<Arc<AuthClass>>,
+    /// Services.
+    pub services: Vec<Arc<Service>>,
+    /// EdgeClasses.
+    pub edge_classes: Vec<Arc<EdgeClass>>,
+    /// Namespaces, for their labels.
+    pub namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
+    /// Routes that stand.
+    pub routes: Vec<Arc<IngressRoute>>,
 }
 
 impl Snapshot {
@@ -53,6 +62,41 @@ impl Snapshot {
             namespaces: stores.namespaces.store().state(),
             routes: stores.ingress_routes.store().state(),
         }
+    }
+
+    /// What decides about these Services and about the policies that target
+    /// them, and little else. About nobody else may it be asked.
+    ///
+    /// A policy is accepted for all of its targets or for none, and a host goes
+    /// to one of all who ask for it, whose policies decide which of them governs it.
+    #[must_use]
+    pub fn around(mut self, services: impl IntoIterator<Item = ServiceKey>) -> Self {
+        let mut near: HashSet<ServiceKey> = services.into_iter().collect();
+        let targeting = |policy: &AuthPolicy| targets(policy).any(|key| near.contains(&key));
+        let theirs: Vec<_> = self.policies.iter().filter(|policy| targeting(policy)).collect();
+        let also: Vec<_> = theirs.iter().flat_map(|policy| targets(policy)).collect();
+        let ask_for_relations = theirs.iter().any(|policy| asks_for_relations(policy));
+        near.extend(also);
+        let exposes = |service: &&Arc<Service>| near.contains(&ServiceKey::of(service));
+        let hosts: BTreeSet<String> = self
+            .services
+            .iter()
+            .filter(exposes)
+            .flat_map(|service| {
+                wanted::hosts(&self.edge_classes, &ServiceKey::of(service), &service.spec.expose)
+            })
+            .collect();
+        near.extend(asking(&hosts, &self.edge_classes, &self.services));
+
+        self.services.retain(|service| near.contains(&ServiceKey::of(service)));
+        self.policies.retain(|policy| {
+            (ask_for_relations && policy.spec.relations.is_some())
+                || targets(policy).any(|key| near.contains(&key))
+        });
+        self.routes.retain(|route| standing::hosts(route).into_iter().any(|host| hosts.contains(host)));
+        let namespaces: HashSet<&str> = near.iter().map(|key| key.namespace.as_str()).collect();
+        self.namespaces.retain(|namespace| namespaces.contains(namespace.name_any().as_str()));
+        self
     }
 
     /// The owner of every host.

@@ -32,12 +32,12 @@ use crate::{
     auth::{
         evidence,
         publications::{Publication, Standing},
+        reach,
         relations::Refusals,
         world::Snapshot,
     },
     conditions::Finding,
     context::Context,
-    edge::standing,
     external::{keto::Keto, oathkeeper::Oathkeeper},
     metadata::Owner,
     reconcile::{self, Outcome},
@@ -114,13 +114,11 @@ pub async fn run(ctx: Arc<Context>) {
                         .is_some_and(|token| token.jwks_secret == secret.name_any())
             }
         }),
-        all(stores.auth_policies.spec_changes().map(drop).boxed()),
-        all(standing::claimed(stores)),
+        all(reach::changes(stores).map(drop).boxed()),
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
         // Which class is the default depends on all of them.
         all(classes.spec_changes().map(drop).boxed()),
         all(stores.namespaces.changes().map(drop).boxed()),
-        all(standing::freed(stores).map(drop).boxed()),
         stores.system_endpoint_slices.concerning(classes, |slice, class| {
             pods::is_of(slice, &class.spec.oathkeeper.service)
                 || pods::services_of(&class.spec.keto).iter().any(|keto| pods::is_of(slice, keto))

@@ -5,13 +5,15 @@ mod status;
 
 use std::{convert::Infallible, sync::Arc};
 
-use futures::StreamExt;
+use futures::{StreamExt, stream::iter};
 use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 
 use crate::{
-    auth::world::Snapshot,
+    auth::{
+        reach::{reaches, targets},
+        world::Snapshot,
+    },
     context::Context,
-    edge::{claims::ServiceKey, standing},
     reconcile::{self, Outcome},
     watch::concerned,
 };
@@ -21,26 +23,18 @@ pub async fn run(ctx: Arc<Context>) {
     let stores = &ctx.stores;
     let policies = &stores.auth_policies;
     let all = |events| concerned(events, policies, |(), _| true);
-    // Hosts and namespaces of Keto pass from one policy to another: whatever may
-    // move them concerns all. A pass costs no request.
     let triggers = vec![
         ctx.publications.changes(),
         concerned(ctx.proofs.changes(), policies, |service, policy| {
-            service.as_ref().is_none_or(|service| targets(policy, service))
+            service.as_ref().is_none_or(|service| targets(policy).any(|target| target == *service))
         }),
-        all(policies.spec_changes().map(drop).boxed()),
-        all(standing::claimed(stores)),
+        // Hosts and namespaces of Keto pass from one policy to another.
+        reaches(stores).flat_map(|reach| iter(reach.policies)).map(|key| key.reference()).boxed(),
         all(stores.auth_classes.spec_changes().map(drop).boxed()),
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
         all(stores.namespaces.changes().map(drop).boxed()),
-        all(standing::freed(stores).map(drop).boxed()),
     ];
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
-}
-
-fn targets(policy: &AuthPolicy, service: &ServiceKey) -> bool {
-    policy.metadata.namespace.as_ref() == Some(&service.namespace)
-        && policy.spec.targets.iter().any(|target| target.service == service.name)
 }
 
 #[allow(clippy::unused_async, reason = "the signature of every reconcile")]
@@ -48,7 +42,7 @@ async fn reconcile(
     policy: Arc<AuthPolicy>,
     ctx: Arc<Context>,
 ) -> Result<Outcome<AuthPolicyStatus>, Infallible> {
-    let snapshot = Snapshot::take(&ctx.stores);
+    let snapshot = Snapshot::take(&ctx.stores).around(targets(&policy));
     let claims = snapshot.claims();
     Ok(status::status(&snapshot.world(&claims), &ctx.publications, &ctx.proofs, &policy))
 }

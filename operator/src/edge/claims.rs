@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{ResourceExt, core::PartialObjectMeta};
+use kube::{ResourceExt, core::PartialObjectMeta, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     class::{self, ClassError},
-    v1alpha1::{EdgeClass, EdgeClassSpec, Service, service::Expose},
+    v1alpha1::{EdgeClass, Service, service::Expose},
 };
 
-use super::standing::{Standing, Way};
+use super::{
+    standing::{Standing, Way},
+    wanted::template,
+};
 
 /// A Service by namespace and name.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -27,6 +30,12 @@ impl ServiceKey {
     #[must_use]
     pub fn of(service: &Service) -> Self {
         Self { namespace: service.namespace().unwrap_or_default(), name: service.name_any() }
+    }
+
+    /// The key as the queue of a controller wants it.
+    #[must_use]
+    pub fn reference(&self) -> ObjectRef<Service> {
+        ObjectRef::new(&self.name).within(&self.namespace)
     }
 }
 
@@ -193,25 +202,18 @@ impl<'a> Claims<'a> {
         Ok(hosts)
     }
 
-    /// Whether `service` asks for `host`, whatever class is to serve it.
-    #[must_use]
-    pub fn wants(classes: &[impl AsRef<EdgeClass>], service: &Service, host: &str) -> bool {
-        service.spec.expose.iter().any(|expose| {
-            expose.hosts.iter().any(|wanted| wanted == host)
-                || expose.hosts.is_empty()
-                    && classes.iter().any(|class| template(&class.as_ref().spec, service) == host)
-        })
-    }
-
     fn wanted(&self, service: &Service, expose: &Expose) -> Result<(&'a EdgeClass, Vec<String>), ClassError> {
         let class = class::choose(self.classes.iter().copied(), expose.class_name.as_deref())?;
-        let hosts =
-            if expose.hosts.is_empty() { vec![template(&class.spec, service)] } else { expose.hosts.clone() };
+        let hosts = if expose.hosts.is_empty() {
+            vec![template(&class.spec, &ServiceKey::of(service))]
+        } else {
+            expose.hosts.clone()
+        };
         Ok((class, hosts))
     }
 
     fn is_allowed(&self, class: &EdgeClass, service: &Service, expose: &Expose, host: &str) -> bool {
-        if expose.hosts.is_empty() || host == template(&class.spec, service) {
+        if expose.hosts.is_empty() || host == template(&class.spec, &ServiceKey::of(service)) {
             return true;
         }
         let labels = self.namespaces.get(service.namespace().unwrap_or_default().as_str());
@@ -231,14 +233,6 @@ impl<'a> Claims<'a> {
                 })
         })
     }
-}
-
-fn template(class: &EdgeClassSpec, service: &Service) -> String {
-    class
-        .hosts
-        .template
-        .replace("{service}", &service.name_any())
-        .replace("{namespace}", &service.namespace().unwrap_or_default())
 }
 
 fn created(service: &Service) -> Timestamp {

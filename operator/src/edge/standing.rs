@@ -5,12 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use futures::{StreamExt, stream::BoxStream};
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use kube::ResourceExt;
 use peristyle_crds::{names::EDGE_LABEL, v1alpha1::Service};
 
 use super::traefik::{objects::IngressRoute, rule::Rule};
-use crate::stores::Stores;
 
 /// A way in for a host: a fence or a parent.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -69,7 +67,8 @@ impl Standing {
 }
 
 /// The hosts that `route` is a way in for, each once; none of what hangs on another.
-fn hosts(route: &IngressRoute) -> HashSet<&str> {
+#[must_use]
+pub fn hosts(route: &IngressRoute) -> HashSet<&str> {
     let is_root = route.spec.parent_refs.is_empty();
     route.spec.routes.iter().filter(|_| is_root).filter_map(|router| Rule::host_in(&router.rule)).collect()
 }
@@ -77,37 +76,4 @@ fn hosts(route: &IngressRoute) -> HashSet<&str> {
 fn controller(route: &IngressRoute) -> Option<&str> {
     let mut owners = route.owner_references().iter();
     owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
-}
-
-/// An event for each Service that comes, goes or is exposed in another way: what
-/// hosts and policies depend on. Most changes of a Service are none.
-#[must_use]
-pub fn claimed(stores: &Stores) -> BoxStream<'static, ()> {
-    let present = stores.services.store().clone();
-    let mut seen = HashMap::new();
-    let news = move |service: Arc<Service>| {
-        let reference = ObjectRef::from_obj(&*service);
-        let is_news = if present.get(&reference).is_none() {
-            seen.remove(&reference);
-            true
-        } else {
-            let is_leaving = service.metadata.deletion_timestamp.is_some();
-            let mark = (service.uid(), is_leaving, service.spec.expose.clone());
-            seen.insert(reference, mark.clone()) != Some(mark)
-        };
-        std::future::ready(is_news.then_some(()))
-    };
-    stores.services.changes().filter_map(news).boxed()
-}
-
-/// The hosts of each way in that is gone from now on: they may pass to another.
-#[must_use]
-pub fn freed(stores: &Stores) -> BoxStream<'static, Vec<String>> {
-    let present = stores.ingress_routes.store().clone();
-    let gone = move |route: Arc<IngressRoute>| {
-        let is_gone = present.get(&ObjectRef::from_obj(&*route)).is_none();
-        let hosts: Vec<String> = hosts(&route).into_iter().map(ToOwned::to_owned).collect();
-        std::future::ready((is_gone && !hosts.is_empty()).then_some(hosts))
-    };
-    stores.ingress_routes.changes().filter_map(gone).boxed()
 }

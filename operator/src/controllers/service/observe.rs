@@ -27,7 +27,7 @@ use crate::{
     },
     context::Context,
     edge::{
-        claims::Refusal,
+        claims::{Refusal, ServiceKey},
         route::{Guard, Host, RouteProtection},
         traefik::{self, build::object_name},
     },
@@ -239,7 +239,7 @@ fn exposes(
     if service.spec.expose.is_empty() {
         return Default::default();
     }
-    let snapshot = Snapshot::take(&ctx.stores);
+    let snapshot = Snapshot::take(&ctx.stores).around([ServiceKey::of(service)]);
     let claims = snapshot.claims();
     let world = snapshot.world(&claims);
     let view = |expose: &Expose| {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use futures::stream::BoxStream;
+use futures::{
+    StreamExt,
+    stream::{BoxStream, iter},
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
@@ -17,8 +20,10 @@ use super::{
     references::{Reference, mentions},
 };
 use crate::{
-    auth::publications::Publications,
-    edge::{claims::Claims, standing},
+    auth::{
+        publications::Publications,
+        reach::{reaches, targets},
+    },
     stores::Stores,
     watch::concerned,
 };
@@ -33,6 +38,8 @@ pub fn all(
     let edge_errors = edge_errors.to_owned();
     let edge_classes = stores.edge_classes.store().clone();
     let services = &stores.services;
+    let policies = stores.auth_policies.store().clone();
+    let exposed = |events| concerned(events, services, |(), service| is_exposed(service));
     vec![
         stores.deployments.owners(SERVICE_LABEL),
         stores.core_services.owners(SERVICE_LABEL),
@@ -48,10 +55,8 @@ pub fn all(
         stores.databases.concerning(services, uses),
         concerned(services.spec_changes(), services, |target, service| peers::depends(service, target)),
         called(stores),
-        // A host may have been claimed or given up.
-        concerned(standing::claimed(stores), services, |(), service| is_exposed(service)),
-        // Or the routes of its last owner are gone at last.
-        freed(stores),
+        // A host may have been claimed or given up, or its policy be another one.
+        reaches(stores).flat_map(|reach| iter(reach.services)).map(|key| key.reference()).boxed(),
         stores.secrets.concerning(services, |secret, service| {
             is_local(secret, service)
                 && (mentions(service, &Reference::Secret(secret.name_any())) || reads(service, secret))
@@ -59,16 +64,17 @@ pub fn all(
         stores.config_maps.concerning(services, |map, service| {
             is_local(map, service) && mentions(service, &Reference::ConfigMap(map.name_any()))
         }),
-        // Also those that a policy no longer targets.
-        stores
-            .auth_policies
-            .concerning(services, |policy, service| is_local(policy, service) && is_exposed(service)),
-        stores.auth_classes.concerning(services, |_, service| is_exposed(service)),
-        concerned(publications.changes(), services, |policy, service| {
-            policy.namespace == service.metadata.namespace && is_exposed(service)
-        }),
-        stores.edge_classes.concerning(services, |_, service| is_exposed(service)),
-        stores.namespaces.concerning(services, |_, service| is_exposed(service)),
+        exposed(stores.auth_classes.spec_changes().map(drop).boxed()),
+        // Of a policy that is gone it was told what it targeted.
+        publications
+            .changes()
+            .flat_map(move |policy| {
+                iter(policies.get(&policy).iter().flat_map(|p| targets(p)).collect::<Vec<_>>())
+            })
+            .map(|key| key.reference())
+            .boxed(),
+        exposed(stores.edge_classes.spec_changes().map(drop).boxed()),
+        exposed(stores.namespaces.changes().map(drop).boxed()),
         stores.system_endpoint_slices.concerning(services, move |slice, service| {
             is_exposed(service)
                 && slice.labels().get(SLICE_SERVICE_LABEL).is_some_and(|name| {
@@ -90,14 +96,6 @@ fn is_local<K: kube::Resource>(object: &K, service: &Service) -> bool {
 
 fn is_exposed(service: &Service) -> bool {
     !service.spec.expose.is_empty()
-}
-
-fn freed(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
-    let classes = stores.edge_classes.store().clone();
-    concerned(standing::freed(stores), &stores.services, move |hosts, service| {
-        let classes = classes.state();
-        hosts.iter().any(|host| Claims::wants(&classes, service, host))
-    })
 }
 
 fn uses(database: &Database, service: &Service) -> bool {

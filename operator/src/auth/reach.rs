@@ -1,0 +1,229 @@
+//! How far a change reaches: whose hosts, rules or routes may be decided in
+//! another way since then. Whatever is not named here is decided as before.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures::{
+    StreamExt,
+    stream::{BoxStream, select_all},
+};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use peristyle_crds::v1alpha1::{AuthPolicy, EdgeClass, Service, service::Expose};
+
+use super::key::PolicyKey;
+use crate::{
+    edge::{claims::ServiceKey, standing, traefik::objects::IngressRoute, wanted},
+    stores::Stores,
+    watch::{Cached, Watched},
+};
+
+/// Changes that are looked at together when they come in a burst.
+const BURST: usize = 64;
+
+/// What changed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Change {
+    /// Services that came, went or are exposed in another way, and targets of
+    /// policies that did.
+    pub services: BTreeSet<ServiceKey>,
+    /// Hosts that may get another owner or another policy.
+    pub hosts: BTreeSet<String>,
+    /// Whether a policy with relations came, went or changed: all models and
+    /// tuples of an AuthClass share its names and its limits.
+    pub relations: bool,
+}
+
+/// Whom it concerns.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Reach {
+    /// Services, some of which may be gone.
+    pub services: HashSet<ServiceKey>,
+    /// AuthPolicies.
+    pub policies: HashSet<PolicyKey>,
+}
+
+impl Change {
+    /// A Service comes, goes or is exposed in another way: as in each of `versions`.
+    #[must_use]
+    pub fn of_service<'a>(
+        classes: &[Arc<EdgeClass>],
+        key: ServiceKey,
+        versions: impl IntoIterator<Item = &'a [Expose]>,
+    ) -> Self {
+        let hosts = versions.into_iter().flat_map(|exposes| wanted::hosts(classes, &key, exposes)).collect();
+        Self { hosts, services: [key].into(), relations: false }
+    }
+
+    /// A policy comes, goes or changes: it targets or targeted each of `targets`.
+    #[must_use]
+    pub fn of_policy(
+        classes: &[Arc<EdgeClass>],
+        targets: BTreeSet<ServiceKey>,
+        find: impl Fn(&ServiceKey) -> Option<Arc<Service>>,
+        relations: bool,
+    ) -> Self {
+        let found = targets.iter().filter_map(|key| Some((key, find(key)?)));
+        let hosts =
+            found.flat_map(|(key, service)| wanted::hosts(classes, key, &service.spec.expose)).collect();
+        Self { hosts, services: targets, relations }
+    }
+
+    /// A route stands no more: its hosts may pass to another.
+    #[must_use]
+    pub fn of_route(route: &IngressRoute) -> Self {
+        let hosts = standing::hosts(route).into_iter().map(ToOwned::to_owned).collect();
+        Self { hosts, ..Self::default() }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.services.extend(other.services);
+        self.hosts.extend(other.hosts);
+        self.relations |= other.relations;
+        self
+    }
+
+    /// Whom it concerns among `services` and `policies`: whoever asks for one
+    /// of the hosts, the policies of those, and what else these target, because
+    /// the rules of a policy are accepted and confirmed together.
+    #[must_use]
+    pub fn reach(
+        &self,
+        classes: &[Arc<EdgeClass>],
+        services: &[Arc<Service>],
+        policies: &[Arc<AuthPolicy>],
+    ) -> Reach {
+        let mut reached: HashSet<ServiceKey> = self.services.iter().cloned().collect();
+        reached.extend(asking(&self.hosts, classes, services));
+        let is_concerned = |policy: &AuthPolicy| {
+            (self.relations && asks_for_relations(policy))
+                || targets(policy).any(|key| reached.contains(&key))
+        };
+        let concerned: Vec<_> = policies.iter().filter(|policy| is_concerned(policy)).collect();
+        reached.extend(concerned.iter().flat_map(|policy| targets(policy)));
+        Reach {
+            services: reached,
+            policies: concerned.into_iter().map(|policy| PolicyKey::of(policy)).collect(),
+        }
+    }
+}
+
+/// Those of `services` that ask for one of `hosts`.
+pub fn asking(
+    hosts: &BTreeSet<String>,
+    classes: &[Arc<EdgeClass>],
+    services: &[Arc<Service>],
+) -> impl Iterator<Item = ServiceKey> {
+    let exposed = services.iter().filter(|service| !hosts.is_empty() && !service.spec.expose.is_empty());
+    exposed.filter_map(|service| {
+        let key = ServiceKey::of(service);
+        wanted::any_of(hosts, classes, &key, &service.spec.expose).then_some(key)
+    })
+}
+
+/// The Services that `policy` names, whether or not they exist.
+pub fn targets(policy: &AuthPolicy) -> impl Iterator<Item = ServiceKey> {
+    let namespace = policy.namespace().unwrap_or_default();
+    let key = move |name: &String| ServiceKey { namespace: namespace.clone(), name: name.clone() };
+    policy.spec.targets.iter().map(|target| &target.service).map(key)
+}
+
+/// Whether what `policy` comes to depends on models and tuples.
+#[must_use]
+pub fn asks_for_relations(policy: &AuthPolicy) -> bool {
+    policy.spec.relations.is_some() || policy.spec.rules.iter().any(|rule| rule.authorization.is_some())
+}
+
+/// Each change from now on, with those whom it concerns.
+#[must_use]
+pub fn reaches(stores: &Stores) -> BoxStream<'static, Reach> {
+    let (classes, services, policies) = (
+        stores.edge_classes.store().clone(),
+        stores.services.store().clone(),
+        stores.auth_policies.store().clone(),
+    );
+    changes(stores)
+        .ready_chunks(BURST)
+        .map(move |burst| {
+            let change = burst.into_iter().fold(Change::default(), Change::and);
+            change.reach(&classes.state(), &services.state(), &policies.state())
+        })
+        .boxed()
+}
+
+/// Each change from now on.
+#[must_use]
+pub fn changes(stores: &Stores) -> BoxStream<'static, Change> {
+    select_all([claimed(stores), declared(stores), freed(&stores.ingress_routes)]).boxed()
+}
+
+/// Services that come, go or are exposed in another way. Most of their changes are none.
+fn claimed(stores: &Stores) -> BoxStream<'static, Change> {
+    let classes = stores.edge_classes.store().clone();
+    let part =
+        |service: &Service| (service.metadata.deletion_timestamp.is_some(), service.spec.expose.clone());
+    news(&stores.services, part)
+        .map(move |(service, parts)| {
+            let versions = parts.iter().map(|(_, exposes)| exposes.as_slice());
+            Change::of_service(&classes.state(), ServiceKey::of(&service), versions)
+        })
+        .boxed()
+}
+
+/// Policies that come, go or get another spec.
+fn declared(stores: &Stores) -> BoxStream<'static, Change> {
+    let (classes, services) = (stores.edge_classes.store().clone(), stores.services.store().clone());
+    let part = |policy: &AuthPolicy| {
+        let mark = (policy.metadata.generation, policy.metadata.deletion_timestamp.is_some());
+        (mark, targets(policy).collect::<BTreeSet<_>>(), policy.spec.relations.is_some())
+    };
+    news(&stores.auth_policies, part)
+        .map(move |(_, parts)| {
+            let relations = parts.iter().any(|(_, _, relations)| *relations);
+            let targets = parts.into_iter().flat_map(|(_, targets, _)| targets).collect();
+            let find = |key: &ServiceKey| services.get(&key.reference());
+            Change::of_policy(&classes.state(), targets, find, relations)
+        })
+        .boxed()
+}
+
+/// Ways in that are gone from now on.
+fn freed(routes: &Watched<IngressRoute>) -> BoxStream<'static, Change> {
+    let present = routes.store().clone();
+    let gone = move |route: Arc<IngressRoute>| {
+        let change = Change::of_route(&route);
+        let is_news = !change.hosts.is_empty() && present.get(&ObjectRef::from_obj(&*route)).is_none();
+        std::future::ready(is_news.then_some(change))
+    };
+    routes.changes().filter_map(gone).boxed()
+}
+
+/// Objects that come, go, or of which `part` differs, with what it was before
+/// and what it is now, as far as there was and is one.
+fn news<K, T>(
+    watched: &Watched<K>,
+    part: impl Fn(&K) -> T + Send + 'static,
+) -> BoxStream<'static, (Arc<K>, Vec<T>)>
+where
+    K: Cached,
+    T: Clone + PartialEq + Send + 'static,
+{
+    let present = watched.store().clone();
+    let mut seen: HashMap<ObjectRef<K>, (Option<String>, T)> = HashMap::new();
+    let changed = move |object: Arc<K>| {
+        let reference = ObjectRef::from_obj(&*object);
+        let live = present.get(&reference);
+        let now = live.map(|live| (live.uid(), part(&live)));
+        let before = match now.clone() {
+            Some(now) => seen.insert(reference, now),
+            None => seen.remove(&reference),
+        };
+        // One that came and went between two looks is told as gone.
+        let is_news = now.is_none() || before != now;
+        let parts = before.into_iter().chain(now).map(|(_, part)| part).collect();
+        std::future::ready(is_news.then_some((object, parts)))
+    };
+    watched.changes().filter_map(changed).boxed()
+}
