@@ -6,6 +6,7 @@ pub mod ownership;
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -178,7 +179,13 @@ impl Applier {
         if !namespace.is_empty() {
             children.extend([namespace, "/"]);
         }
-        self.lock().retain(|place, _| !place.starts_with(&children));
+        let mut applied = self.lock();
+        // Names without an owner are asked for often, and there are many records.
+        let from = applied.range::<str, _>((Bound::Included(children.as_str()), Bound::Unbounded));
+        let places = from.map(|(place, _)| place).take_while(|place| place.starts_with(&children));
+        for place in places.cloned().collect::<Vec<_>>() {
+            applied.remove(&place);
+        }
     }
 
     /// Makes the live object match `desired`, which must name its controller.
