@@ -116,3 +116,32 @@ fn no_dependency_takes_the_place_of_a_variable_of_the_gate() {
     let error = told(&format!("{CLASS}{}", service(spec))).unwrap_err().to_string();
     assert!(error.contains("ID_TOKEN_JWKS_URL is already set for the tokens of the gate"), "{error}");
 }
+
+#[test]
+fn tokens_of_a_second_class_are_not_verified_and_the_status_says_so() {
+    let other = CLASS
+        .replace("{name: default, annotations: {peristyle.dev/is-default-class: 'true'}}", "{name: other}");
+    let policy = |name: &str, expose: &str, class: &str| {
+        format!(
+            "---\napiVersion: peristyle.dev/v1alpha1\nkind: AuthPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+            className: {class}\n  targets: [{{service: orders, expose: {expose}}}]\n  \
+            rules: [{{name: all, match: {{http: [{{path: {{prefix: /}}}}]}}, public: {{}}}}]\n"
+        )
+    };
+    let yaml = [CLASS, &other, &service("expose: [{name: a}, {name: b}]")].concat();
+    let problems = |second: &str| {
+        let policies = policy("a", "a", "default") + &policy("b", "b", second);
+        let mut input = Input::default();
+        input.add(&format!("{yaml}{policies}"), "shop").unwrap();
+        let rendered = render(&input, &input.services[0], 2).unwrap();
+        rendered.problems.into_iter().filter(|problem| problem.contains("tokens")).collect::<Vec<_>>()
+    };
+    assert_eq!(problems("default"), [""; 0]);
+    assert_eq!(
+        problems("other"),
+        [
+            "spec.expose[1]: the workload does not verify the tokens that AuthClass other mints for it: it goes by \
+        AuthClass default, that of its first route with a policy; use one AuthClass for all of them"
+        ]
+    );
+}

@@ -159,7 +159,7 @@ fn about_service(world: &Snapshot, service: &Service) -> String {
         let protection = decide(&world, &publications, service, expose);
         format!("{:?} {protection:?}", claims.hosts(service, expose))
     });
-    format!("{:?} {:?}", about.collect::<Vec<_>>(), id_token::verification(&world, service))
+    format!("{:?} {:?}", about.collect::<Vec<_>>(), id_token::tokens(&world, service))
 }
 
 /// All that is decided about a policy, in words.

@@ -54,23 +54,61 @@ pub struct Verification {
     pub jwks_url: String,
 }
 
-/// What `service` must verify: nothing while no route of it needs a policy, or
-/// its class mints no tokens.
+/// The tokens of the gate for one Service.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Tokens {
+    /// What the workload must verify: nothing while no route of the Service
+    /// needs a policy, or its class mints no tokens.
+    pub verification: Option<Verification>,
+    /// Routes whose tokens are of another class, which it does not verify.
+    pub unverified: Vec<Unverified>,
+}
+
+/// A route whose tokens the workload does not verify.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Unverified {
+    /// Its place in `spec.expose`.
+    pub index: usize,
+    /// Name of the AuthClass that mints them.
+    pub class: String,
+    /// Name of the AuthClass of the first route.
+    pub first: String,
+}
+
+/// The tokens that `service` gets.
 ///
-/// The class is that of the first route with a policy, else the default one:
-/// whether a policy exists at the moment decides about routes, not about pods.
+/// The class that it verifies is that of the first route with a policy, else the
+/// default one: whether a policy exists at the moment decides about routes, not
+/// about pods.
 #[must_use]
-pub fn verification(world: &World<'_>, service: &Service) -> Option<Verification> {
-    let mut protected = service.spec.expose.iter().filter(|e| e.auth_mode() == AuthMode::Required).peekable();
-    protected.peek()?;
-    let policy = protected.find_map(|expose| world.targeting(service, expose));
-    let class = world.class_named(policy.and_then(|policy| policy.spec.class_name.as_deref())).ok()?;
-    let token = class.spec.id_token.as_ref()?;
-    Some(Verification {
-        issuer: token.issuer.clone(),
-        audience: audience(&service.namespace().unwrap_or_default(), &service.name_any()),
-        jwks_url: jwks_url(class),
-    })
+pub fn tokens(world: &World<'_>, service: &Service) -> Tokens {
+    let exposes = service.spec.expose.iter().enumerate();
+    let protected: Vec<_> = exposes.filter(|(_, expose)| expose.auth_mode() == AuthMode::Required).collect();
+    let policies =
+        protected.iter().filter_map(|(index, expose)| Some((*index, world.targeting(service, expose)?)));
+    let classes: Vec<_> = policies.map(|(index, policy)| (index, world.class(policy).ok())).collect();
+    let first = match classes.first() {
+        _ if protected.is_empty() => None,
+        Some((_, class)) => *class,
+        None => world.class_named(None).ok(),
+    };
+    let Some(first) = first else {
+        return Tokens::default();
+    };
+    let of_others = classes
+        .into_iter()
+        .filter_map(|(index, class)| Some((index, class?)))
+        .filter(|(_, class)| class.spec.id_token.is_some() && class.name_any() != first.name_any());
+    Tokens {
+        verification: first.spec.id_token.as_ref().map(|token| Verification {
+            issuer: token.issuer.clone(),
+            audience: audience(&service.namespace().unwrap_or_default(), &service.name_any()),
+            jwks_url: jwks_url(first),
+        }),
+        unverified: of_others
+            .map(|(index, class)| Unverified { index, class: class.name_any(), first: first.name_any() })
+            .collect(),
+    }
 }
 
 /// Where Oathkeeper publishes the public keys of `class`.

@@ -18,7 +18,7 @@ use peristyle_crds::{
 use super::input::Input;
 use crate::{
     auth::{
-        id_token::{self, Verification},
+        id_token::{self, Tokens},
         protection::{self, Protection},
         publications::Publications,
         world::World,
@@ -65,7 +65,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         .iter()
         .filter(|caller| caller.namespace() == service.namespace() && peers::depends(caller, service));
     let edges = classes(input);
-    let (exposes, verification) = exposes(input, service);
+    let (exposes, tokens) = exposes(input, service);
     Observed {
         default_replicas,
         databases: databases.collect(),
@@ -74,7 +74,7 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
         edges: edges.iter().map(|class| (class.name_any(), observe::edge(class, SYSTEM))).collect(),
         missing: Vec::new(),
         exposes,
-        verification,
+        tokens,
         // Which pods answer is the cluster's matter.
         edge_errors: Some(EdgeErrors { address_type: "IPv4".to_owned(), addresses: Vec::new() }),
         has_traefik: true,
@@ -100,7 +100,7 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
     }
 }
 
-fn exposes(input: &Input, service: &Service) -> (BTreeMap<String, ExposeView>, Option<Verification>) {
+fn exposes(input: &Input, service: &Service) -> (BTreeMap<String, ExposeView>, Tokens) {
     let classes = classes(input);
     let namespaces = namespaces(input);
     let auth_classes = auth_classes(input);
@@ -124,7 +124,7 @@ fn exposes(input: &Input, service: &Service) -> (BTreeMap<String, ExposeView>, O
         }
     };
     let views = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose)));
-    (views.collect(), id_token::verification(&world, service))
+    (views.collect(), id_token::tokens(&world, service))
 }
 
 /// The classes of the files, and those that routes name besides.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     auth::{
-        id_token::{self, Verification},
+        id_token::{self, Tokens},
         protection::{self, Protection},
         world::Snapshot,
     },
@@ -55,8 +55,8 @@ pub struct Observed {
     pub missing: Vec<String>,
     /// For each expose entry, by name.
     pub exposes: BTreeMap<String, ExposeView>,
-    /// How the workload verifies the gate's tokens, if it gets any.
-    pub verification: Option<Verification>,
+    /// What the workload gets of the gate, and verifies.
+    pub tokens: Tokens,
     /// Pods of the error backend.
     pub edge_errors: Option<EdgeErrors>,
     /// Whether the API server serves Traefik's kinds.
@@ -145,7 +145,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
         Reference::ConfigMap(name) => stores.config_maps.get(&owner.namespace, name).is_none(),
     };
     let has_traefik = stores.traefik_is_ready_within(Duration::ZERO).await;
-    let (exposes, verification) = exposes(ctx, service, owner);
+    let (exposes, tokens) = exposes(ctx, service, owner);
     Observed {
         default_replicas: ctx.config.default_replicas,
         databases: databases.collect(),
@@ -158,7 +158,7 @@ pub async fn observe(ctx: &Context, service: &Service, owner: &Owner) -> Observe
             .map(|reference| reference.to_string())
             .collect(),
         exposes,
-        verification,
+        tokens,
         edge_errors: edge_errors(ctx),
         has_traefik,
     }
@@ -231,11 +231,7 @@ pub fn edge(class: &EdgeClass, system: &str) -> Peer {
     Peer::Pods { namespace: pods.namespace, labels: pods.match_labels }
 }
 
-fn exposes(
-    ctx: &Context,
-    service: &Service,
-    owner: &Owner,
-) -> (BTreeMap<String, ExposeView>, Option<Verification>) {
+fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> (BTreeMap<String, ExposeView>, Tokens) {
     if service.spec.expose.is_empty() {
         return Default::default();
     }
@@ -267,7 +263,7 @@ fn exposes(
         }
     };
     let views = service.spec.expose.iter().map(|expose| (expose.name.clone(), view(expose)));
-    (views.collect(), id_token::verification(&world, service))
+    (views.collect(), id_token::tokens(&world, service))
 }
 
 /// The one place where the words of the policies become those of the routes.

@@ -120,6 +120,7 @@ pub fn validate(service: &Service, observed: &Observed) -> Result<Validated, Inv
     }
     let shutdown = lifetime::shutdown(service)?;
     let mut problems = problems::of_spec(service);
+    problems.extend(problems::of_tokens(&observed.tokens));
     let (peers, access) = access::access(service, observed, &ports, &mut problems);
     let replicas = spec.replicas.unwrap_or(observed.default_replicas);
     let database_secrets = secrets.into_values().map(|bound| bound.workload).collect();

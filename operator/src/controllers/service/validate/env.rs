@@ -27,7 +27,7 @@ const VERIFICATION: [&str; 3] = ["ID_TOKEN_JWKS_URL", "ID_TOKEN_ISSUER", "ID_TOK
 /// What the workload is told to verify the gate's tokens by.
 pub(super) fn verification<'a>(service: &Service, observed: &'a Observed) -> Option<&'a Verification> {
     let is_said = service.spec.env.iter().any(|variable| VERIFICATION.contains(&variable.name.as_str()));
-    observed.verification.as_ref().filter(|_| !is_said)
+    observed.tokens.verification.as_ref().filter(|_| !is_said)
 }
 
 /// Variables in order of definition, ours first, so that `$(NAME)` in the

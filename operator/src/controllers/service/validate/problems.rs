@@ -5,6 +5,8 @@ use peristyle_crds::v1alpha1::{
     service::{AccessMode, Problem, Severity},
 };
 
+use crate::auth::id_token::{Tokens, Unverified};
+
 /// Everything that the spec alone shows.
 pub(super) fn of_spec(service: &Service) -> Vec<Problem> {
     let spec = &service.spec;
@@ -42,6 +44,18 @@ pub(super) fn of_spec(service: &Service) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Tokens that the workload gets and does not verify.
+pub(super) fn of_tokens(tokens: &Tokens) -> impl Iterator<Item = Problem> {
+    tokens.unverified.iter().map(|Unverified { index, class, first }| Problem {
+        field: format!("spec.expose[{index}]"),
+        severity: Severity::Warning,
+        message: format!(
+            "the workload does not verify the tokens that AuthClass {class} mints for it: it goes by \
+            AuthClass {first}, that of its first route with a policy; use one AuthClass for all of them"
+        ),
+    })
 }
 
 /// Whether an image has a digest or a tag other than `latest`.
