@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use kube::ResourceExt;
 use peristyle::{
     auth::{
         compile::compile,
@@ -199,7 +200,7 @@ fn changed(random: &mut StdRng, world: &Snapshot) -> (Snapshot, Change) {
     let mut after = world.clone();
     let classes = &world.edge_classes;
     let (namespace, is_removal) = (one(random, &NAMESPACES), random.random_range(0..3) == 0);
-    let change = match random.random_range(0..3) {
+    let change = match random.random_range(0..4) {
         0 => {
             let name = one(random, &["x", "y", "z"]);
             let next = service(random, namespace, name);
@@ -222,6 +223,12 @@ fn changed(random: &mut StdRng, world: &Snapshot) -> (Snapshot, Change) {
             let relations = versions.iter().any(|policy| policy.spec.relations.is_some());
             let find = |key: &ServiceKey| world.services.iter().find(|s| ServiceKey::of(s) == *key).cloned();
             Change::of_policy(classes, aims, find, relations)
+        }
+        2 => {
+            let tier = one(random, &["shop", "other"]);
+            after.namespaces.retain(|other| other.name_any() != namespace);
+            after.namespaces.push(object(json!({"metadata": {"name": namespace, "labels": {"tier": tier}}})));
+            Change::of_namespace(classes, namespace, &world.services)
         }
         _ => match after.routes.pop() {
             Some(route) => Change::of_route(&route),

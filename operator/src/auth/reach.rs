@@ -57,6 +57,16 @@ impl Change {
         Self { hosts, services: [key].into(), relations: false }
     }
 
+    /// A namespace comes, goes or is labelled in another way: what its Services may ask for.
+    #[must_use]
+    pub fn of_namespace(classes: &[Arc<EdgeClass>], namespace: &str, services: &[Arc<Service>]) -> Self {
+        let theirs =
+            services.iter().filter(|service| service.metadata.namespace.as_deref() == Some(namespace));
+        let changes =
+            theirs.map(|service| Self::of_service(classes, ServiceKey::of(service), [&*service.spec.expose]));
+        changes.fold(Self::default(), Self::and)
+    }
+
     /// A policy comes, goes or changes: it targets or targeted each of `targets`.
     #[must_use]
     pub fn of_policy(
@@ -156,7 +166,7 @@ pub fn reaches(stores: &Stores) -> BoxStream<'static, Reach> {
 /// Each change from now on.
 #[must_use]
 pub fn changes(stores: &Stores) -> BoxStream<'static, Change> {
-    select_all([claimed(stores), declared(stores), freed(&stores.ingress_routes)]).boxed()
+    select_all([claimed(stores), labelled(stores), declared(stores), freed(&stores.ingress_routes)]).boxed()
 }
 
 /// Services that come, go or are exposed in another way. Most of their changes are none.
@@ -168,6 +178,16 @@ fn claimed(stores: &Stores) -> BoxStream<'static, Change> {
         .map(move |(service, parts)| {
             let versions = parts.iter().map(|(_, exposes)| exposes.as_slice());
             Change::of_service(&classes.state(), ServiceKey::of(&service), versions)
+        })
+        .boxed()
+}
+
+/// Namespaces that come, go or get other labels.
+fn labelled(stores: &Stores) -> BoxStream<'static, Change> {
+    let (classes, services) = (stores.edge_classes.store().clone(), stores.services.store().clone());
+    news(&stores.namespaces, |namespace| namespace.labels().clone())
+        .map(move |(namespace, _)| {
+            Change::of_namespace(&classes.state(), &namespace.name_any(), &services.state())
         })
         .boxed()
 }

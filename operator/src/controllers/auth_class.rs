@@ -118,7 +118,6 @@ pub async fn run(ctx: Arc<Context>) {
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
         // Which class is the default depends on all of them.
         all(classes.spec_changes().map(drop).boxed()),
-        all(stores.namespaces.changes().map(drop).boxed()),
         stores.system_endpoint_slices.concerning(classes, |slice, class| {
             pods::is_of(slice, &class.spec.oathkeeper.service)
                 || pods::services_of(&class.spec.keto).iter().any(|keto| pods::is_of(slice, keto))

@@ -32,7 +32,6 @@ pub async fn run(ctx: Arc<Context>) {
         reaches(stores).flat_map(|reach| iter(reach.policies)).map(|key| key.reference()).boxed(),
         all(stores.auth_classes.spec_changes().map(drop).boxed()),
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
-        all(stores.namespaces.changes().map(drop).boxed()),
     ];
     reconcile::run(ctx.clone(), &stores.auth_policies, triggers, reconcile).await;
 }

@@ -74,7 +74,6 @@ pub fn all(
             .map(|key| key.reference())
             .boxed(),
         exposed(stores.edge_classes.spec_changes().map(drop).boxed()),
-        exposed(stores.namespaces.changes().map(drop).boxed()),
         stores.system_endpoint_slices.concerning(services, move |slice, service| {
             is_exposed(service)
                 && slice.labels().get(SLICE_SERVICE_LABEL).is_some_and(|name| {
