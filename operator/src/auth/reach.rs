@@ -84,7 +84,7 @@ impl Change {
     /// A route stands no more: its hosts may pass to another.
     #[must_use]
     pub fn of_route(route: &IngressRoute) -> Self {
-        let hosts = standing::hosts(route).into_iter().map(ToOwned::to_owned).collect();
+        let hosts = standing::hosts(route).map(ToOwned::to_owned).collect();
         Self { hosts, ..Self::default() }
     }
 

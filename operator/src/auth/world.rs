@@ -93,7 +93,7 @@ impl Snapshot {
             (ask_for_relations && policy.spec.relations.is_some())
                 || targets(policy).any(|key| near.contains(&key))
         });
-        self.routes.retain(|route| standing::hosts(route).into_iter().any(|host| hosts.contains(host)));
+        self.routes.retain(|route| standing::hosts(route).any(|host| hosts.contains(host)));
         let namespaces: HashSet<&str> = near.iter().map(|key| key.namespace.as_str()).collect();
         self.namespaces.retain(|namespace| namespaces.contains(namespace.name_any().as_str()));
         self

@@ -34,7 +34,8 @@ impl Standing {
             let Some(class) = route.labels().get(EDGE_LABEL) else {
                 continue;
             };
-            for host in hosts(route) {
+            // Several routers of one object match the same host.
+            for host in hosts(route).collect::<HashSet<_>>() {
                 let ways = standing.0.entry(class.clone()).or_default().entry(host.to_owned()).or_default();
                 ways.push(Way {
                     uid: controller(route).map(ToOwned::to_owned),
@@ -66,11 +67,10 @@ impl Standing {
     }
 }
 
-/// The hosts that `route` is a way in for, each once; none of what hangs on another.
-#[must_use]
-pub fn hosts(route: &IngressRoute) -> HashSet<&str> {
+/// The hosts that `route` is a way in for; none of what hangs on another.
+pub fn hosts(route: &IngressRoute) -> impl Iterator<Item = &str> {
     let is_root = route.spec.parent_refs.is_empty();
-    route.spec.routes.iter().filter(|_| is_root).filter_map(|router| Rule::host_in(&router.rule)).collect()
+    route.spec.routes.iter().filter(move |_| is_root).filter_map(|router| Rule::host_in(&router.rule))
 }
 
 fn controller(route: &IngressRoute) -> Option<&str> {
