@@ -6,6 +6,7 @@
 
 mod bulk;
 mod change;
+mod exposed;
 mod load;
 mod subject;
 mod usage;
@@ -20,6 +21,7 @@ use serde_json::json;
 
 use self::bulk::Bulk;
 use self::change::Latency;
+use self::exposed::Exposed;
 use self::subject::{QUIET, Subject};
 use crate::control_plane::ControlPlane;
 use crate::progress::Progress;
@@ -72,14 +74,18 @@ pub async fn run(services: usize, more: usize) -> Result<()> {
     let mut latency = None;
     for count in [services, more] {
         let from = standings.last().map_or(0, |standing: &Standing| standing.services);
-        p.step(&format!("{count} Services"), load::create(&client, namespace, from..count)).await?;
+        p.step(&format!("{count} Services"), load::create(&client, namespace, from..count, load::service))
+            .await?;
         if latency.is_none() {
             let changes = change::measure(&client, namespace, &operator, CHANGES);
             latency = Some(p.step("single changes", changes).await?);
         }
         standings.push(p.step("idle", stand(&operator, count)).await?);
     }
-    print!("{}", report(&rounds, latency.as_ref(), &standings, &program)?);
+    operator.stop().await?;
+    let routes = exposed::measure(&plane, &client, &program, [services, more]);
+    let routes = p.step("exposed Services", routes).await?;
+    print!("{}", report(&rounds, latency.as_ref(), &standings, &routes, &program)?);
     Ok(())
 }
 
@@ -105,6 +111,7 @@ fn report(
     rounds: &[Bulk],
     latency: Option<&Latency>,
     standings: &[Standing],
+    routes: &[Exposed],
     program: &std::path::Path,
 ) -> Result<String> {
     use std::fmt::Write;
@@ -150,6 +157,22 @@ fn report(
             text,
             "| {} | {:.1} | {:.1} | {} | {:.2} |",
             s.services, s.memory.0, s.memory.1, s.requests, s.cpu
+        )?;
+    }
+    writeln!(
+        text,
+        "\n| exposed Services | beside | per second | requests each | CPU each, ms |\n|---|---|---|---|---|"
+    )?;
+    for batch in routes {
+        let each = bulk::count(batch.services);
+        writeln!(
+            text,
+            "| {} | {} | {:.1} | {:.2} | {:.1} |",
+            batch.services,
+            batch.beside,
+            each / batch.took.as_secs_f64(),
+            bulk::count(batch.requests) / each,
+            batch.cpu * 1000.0 / each
         )?;
     }
     let size = std::fs::metadata(program)?.len();

@@ -57,7 +57,7 @@ pub async fn round(
     let operator = Subject::start(program, plane).await?;
     operator.quiet_for(QUIET).await?;
     let (mark, cpu) = (operator.mark()?, operator.cpu()?);
-    let took = load::create(client, &by_operator, 0..services).await?;
+    let took = load::create(client, &by_operator, 0..services, load::service).await?;
     operator.quiet_for(QUIET).await?;
     let requests = operator.requests(mark)?;
     let cpu = operator.cpu()? - cpu;

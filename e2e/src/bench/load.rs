@@ -26,8 +26,20 @@ pub fn service(namespace: &str, index: usize) -> Result<Service> {
     }))?)
 }
 
+/// The same with a route that is open to everyone.
+pub fn exposed(namespace: &str, index: usize) -> Result<Service> {
+    let mut service = service(namespace, index)?;
+    service.spec.expose = serde_json::from_value(json!([{"name": "web", "auth": {"mode": "Public"}}]))?;
+    Ok(service)
+}
+
 /// Creates Services and returns how long it took until the last was ready.
-pub async fn create(client: &Client, namespace: &str, indices: Range<usize>) -> Result<Duration> {
+pub async fn create(
+    client: &Client,
+    namespace: &str,
+    indices: Range<usize>,
+    service: fn(&str, usize) -> Result<Service>,
+) -> Result<Duration> {
     let api: Api<Service> = Api::namespaced(client.clone(), namespace);
     let wanted = indices.end;
     let started = Instant::now();
