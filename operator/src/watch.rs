@@ -252,23 +252,35 @@ impl<K: Cached> Watched<K> {
     /// which the operator itself writes, are not among them.
     #[must_use]
     pub fn spec_changes(&self) -> BoxStream<'static, Arc<K>> {
-        let store = self.store.clone();
-        let mut seen = HashMap::new();
-        let news = move |object: Arc<K>| {
-            let reference = ObjectRef::from_obj(&*object);
+        let spec = |object: &K| {
             // Which class is the default stands in an annotation, without a generation.
             let default = object.annotations().get(DEFAULT_CLASS_ANNOTATION).cloned();
-            let meta = object.meta();
-            let mark = (object.uid(), meta.generation, meta.deletion_timestamp.is_some(), default);
-            let is_news = if store.get(&reference).is_none() {
-                seen.remove(&reference);
-                true
-            } else {
-                seen.insert(reference, mark.clone()) != Some(mark)
-            };
-            std::future::ready(is_news.then_some(object))
+            (object.meta().generation, object.meta().deletion_timestamp.is_some(), default)
         };
-        self.changes().filter_map(news).boxed()
+        self.news(spec).map(|(object, _)| object).boxed()
+    }
+
+    /// Each object that comes, goes, or of which `part` differs, with what that
+    /// was before and what it is now, as far as there was and is one.
+    pub fn news<T>(&self, part: impl Fn(&K) -> T + Send + 'static) -> BoxStream<'static, (Arc<K>, Vec<T>)>
+    where
+        T: Clone + PartialEq + Send + 'static,
+    {
+        let present = self.store.clone();
+        let mut seen: HashMap<ObjectRef<K>, (Option<String>, T)> = HashMap::new();
+        let changed = move |object: Arc<K>| {
+            let reference = ObjectRef::from_obj(&*object);
+            let now = present.get(&reference).map(|live| (live.uid(), part(&live)));
+            let before = match now.clone() {
+                Some(now) => seen.insert(reference, now),
+                None => seen.remove(&reference),
+            };
+            // One that came and went between two looks is told as gone.
+            let is_news = now.is_none() || before != now;
+            let parts = before.into_iter().chain(now).map(|(_, part)| part).collect();
+            std::future::ready(is_news.then_some((object, parts)))
+        };
+        self.changes().filter_map(changed).boxed()
     }
 }
 

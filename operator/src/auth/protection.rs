@@ -12,9 +12,8 @@ use super::{
     key::PolicyKey,
     publications::{Publications, Standing},
     tighten::tightens,
-    world::{Snapshot, World},
+    world::World,
 };
-use crate::{edge::claims::ServiceKey, stores::Stores};
 
 /// The protection of one route.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -66,19 +65,6 @@ pub enum Protection {
         /// Where the edge asks for decisions.
         decisions_url: String,
     },
-}
-
-/// The protection of the route `expose` of `service`, from the caches.
-#[must_use]
-pub fn protection(
-    stores: &Stores,
-    publications: &Publications,
-    service: &Service,
-    expose: &Expose,
-) -> Protection {
-    let snapshot = Snapshot::take(stores).around([ServiceKey::of(service)]);
-    let claims = snapshot.claims();
-    decide(&snapshot.world(&claims), publications, service, expose)
 }
 
 /// The protection of the route `expose` of `service` in `world`.

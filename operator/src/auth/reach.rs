@@ -2,7 +2,7 @@
 //! another way since then. Whatever is not named here is decided as before.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use super::key::PolicyKey;
 use crate::{
     edge::{claims::ServiceKey, standing, traefik::objects::IngressRoute, wanted},
     stores::Stores,
-    watch::{Cached, Watched},
+    watch::Watched,
 };
 
 /// Changes that are looked at together when they come in a burst.
@@ -174,7 +174,9 @@ fn claimed(stores: &Stores) -> BoxStream<'static, Change> {
     let classes = stores.edge_classes.store().clone();
     let part =
         |service: &Service| (service.metadata.deletion_timestamp.is_some(), service.spec.expose.clone());
-    news(&stores.services, part)
+    stores
+        .services
+        .news(part)
         .map(move |(service, parts)| {
             let versions = parts.iter().map(|(_, exposes)| exposes.as_slice());
             Change::of_service(&classes.state(), ServiceKey::of(&service), versions)
@@ -185,7 +187,9 @@ fn claimed(stores: &Stores) -> BoxStream<'static, Change> {
 /// Namespaces that come, go or get other labels.
 fn labelled(stores: &Stores) -> BoxStream<'static, Change> {
     let (classes, services) = (stores.edge_classes.store().clone(), stores.services.store().clone());
-    news(&stores.namespaces, |namespace| namespace.labels().clone())
+    stores
+        .namespaces
+        .news(|namespace| namespace.labels().clone())
         .map(move |(namespace, _)| {
             Change::of_namespace(&classes.state(), &namespace.name_any(), &services.state())
         })
@@ -199,7 +203,9 @@ fn declared(stores: &Stores) -> BoxStream<'static, Change> {
         let mark = (policy.metadata.generation, policy.metadata.deletion_timestamp.is_some());
         (mark, targets(policy).collect::<BTreeSet<_>>(), policy.spec.relations.is_some())
     };
-    news(&stores.auth_policies, part)
+    stores
+        .auth_policies
+        .news(part)
         .map(move |(_, parts)| {
             let relations = parts.iter().any(|(_, _, relations)| *relations);
             let targets = parts.into_iter().flat_map(|(_, targets, _)| targets).collect();
@@ -218,32 +224,4 @@ fn freed(routes: &Watched<IngressRoute>) -> BoxStream<'static, Change> {
         std::future::ready(is_news.then_some(change))
     };
     routes.changes().filter_map(gone).boxed()
-}
-
-/// Objects that come, go, or of which `part` differs, with what it was before
-/// and what it is now, as far as there was and is one.
-fn news<K, T>(
-    watched: &Watched<K>,
-    part: impl Fn(&K) -> T + Send + 'static,
-) -> BoxStream<'static, (Arc<K>, Vec<T>)>
-where
-    K: Cached,
-    T: Clone + PartialEq + Send + 'static,
-{
-    let present = watched.store().clone();
-    let mut seen: HashMap<ObjectRef<K>, (Option<String>, T)> = HashMap::new();
-    let changed = move |object: Arc<K>| {
-        let reference = ObjectRef::from_obj(&*object);
-        let live = present.get(&reference);
-        let now = live.map(|live| (live.uid(), part(&live)));
-        let before = match now.clone() {
-            Some(now) => seen.insert(reference, now),
-            None => seen.remove(&reference),
-        };
-        // One that came and went between two looks is told as gone.
-        let is_news = now.is_none() || before != now;
-        let parts = before.into_iter().chain(now).map(|(_, part)| part).collect();
-        std::future::ready(is_news.then_some((object, parts)))
-    };
-    watched.changes().filter_map(changed).boxed()
 }

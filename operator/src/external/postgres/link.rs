@@ -16,7 +16,7 @@ use super::{
 };
 use crate::fence::{Fence, NotLeading, Passage};
 
-/// How long the server may take to hear that a statement or a connection ends.
+/// How long the server may take to hear that a statement ends, and to let go of a connection.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A connection without what its statements mean.
