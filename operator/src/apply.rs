@@ -147,6 +147,14 @@ impl Record {
         let is_same = self.version.is_some() && self.version == version(live);
         Ok(is_same || self.live == hash(settled(live)?.to_string()))
     }
+
+    /// Whether the cache, which has `live`, does not show yet what was applied.
+    /// Versions of one kind can be compared as numbers (KEP-5504).
+    fn is_ahead_of<K: Child>(&self, live: Option<&K>) -> bool {
+        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u128>().ok());
+        let shown = live.map_or(Some(0), |live| number(live.meta().resource_version.as_deref()));
+        number(self.version.as_deref()).zip(shown).is_some_and(|(applied, shown)| applied > shown)
+    }
 }
 
 /// Writes children and remembers what it wrote.
@@ -192,7 +200,8 @@ impl Applier {
     ///
     /// `live` is the object as the cache has it. Sends nothing when it is what
     /// the last apply of the same `desired` left behind, also that of an earlier
-    /// process. Fields that `desired` does not name are left to their owners.
+    /// process, and reads it when the cache does not show that apply yet. Fields
+    /// that `desired` does not name are left to their owners.
     ///
     /// # Errors
     /// [`Error::NameConflict`] when an object of that name exists that is not
@@ -201,8 +210,18 @@ impl Applier {
     pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
         let name = desired.name_any();
         let owner = desired.owner_references().first();
+        let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let digest_of_wanted = fingerprint(desired)?;
         let known = self.remembered(desired);
+        let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
+        let read;
+        let live = if was_applied && known.as_ref().is_some_and(|known| known.is_ahead_of(live)) {
+            let answer = Box::pin(bounded(api.get_opt(&name))).await;
+            read = answer.map_err(|error| Error::request::<K>("get", &name, error))?.map(Box::new);
+            read.as_deref()
+        } else {
+            live
+        };
         if let Some(live) = live {
             guard(live, owner)?;
             if let Some(known) = &known
@@ -217,8 +236,6 @@ impl Applier {
         }
         let mut wanted = encode(desired)?;
         annotate::<K>(&mut wanted, &digest_of_wanted);
-        let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
-        let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
         let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
         let uid = if let Some(live) = live {
             if known.is_none() && is_as_applied(live, &wanted) {
@@ -468,6 +485,8 @@ fn hash(text: impl AsRef<[u8]>) -> Hash {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::api::core::v1::ConfigMap;
     use serde_json::json;
 
@@ -507,6 +526,56 @@ mod tests {
             Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::empty()))
         });
         Applier::new(Client::new(service, "default"))
+    }
+
+    /// An applier whose API server has what it was sent last, and what it is asked.
+    fn served() -> (Applier, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let stored = Arc::new(Mutex::new(None::<serde_json::Value>));
+        let noted = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (noted, stored) = (noted.clone(), stored.clone());
+            async move {
+                let method = request.method().to_string();
+                let body = request.into_body().collect_bytes().await?;
+                let mut stored = stored.lock().unwrap();
+                if method == "PATCH" {
+                    let mut object: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                    object["metadata"]["uid"] = json!("of-the-child");
+                    object["metadata"]["resourceVersion"] = json!("10");
+                    *stored = Some(object);
+                }
+                noted.lock().unwrap().push(method);
+                let gone = json!({"kind": "Status", "code": 404, "reason": "NotFound", "message": ""});
+                let code = if stored.is_some() { 200 } else { 404 };
+                let answer = stored.clone().unwrap_or(gone).to_string();
+                let body = kube::client::Body::from(answer.into_bytes());
+                Ok::<_, kube::Error>(http::Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        (Applier::new(Client::new(service, "default")), asked)
+    }
+
+    #[tokio::test]
+    async fn what_was_applied_is_not_applied_again_because_the_cache_does_not_show_it() {
+        let (applier, asked) = served();
+        let desired = child("a", "x", "Service", "orders");
+        let made = applier.apply(None, &desired).await.unwrap();
+        let take = || std::mem::take(&mut *asked.lock().unwrap());
+        assert_eq!(take(), ["PATCH"]);
+        let mut before = made.clone();
+        before.metadata.resource_version = Some("9".to_owned());
+        for behind in [None, Some(&before)] {
+            applier.apply(behind, &desired).await.unwrap();
+            assert_eq!(take(), ["GET"]);
+        }
+        applier.apply(Some(&made), &desired).await.unwrap();
+        assert!(take().is_empty(), "the cache is up to date");
+        let mut drifted = made.clone();
+        drifted.metadata.resource_version = Some("11".to_owned());
+        drifted.data = Some(BTreeMap::from([("somebody".to_owned(), "was here".to_owned())]));
+        applier.apply(Some(&drifted), &desired).await.unwrap();
+        assert_eq!(take(), ["PATCH"], "what is later than the apply is no lag");
     }
 
     #[tokio::test]

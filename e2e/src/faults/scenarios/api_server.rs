@@ -21,6 +21,9 @@ use crate::wait;
 
 /// The longest pause that the operator grants a server.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A watch that fails again and again is opened again after at most this long,
+/// and what it shows then may well have to be told.
+const LONGEST_PAUSE_OF_A_WATCH: Duration = Duration::from_secs(13);
 /// Without a word of the server the pauses double from a quarter of a second,
 /// and the third failure is told, which brings one more look at once: four
 /// tries take at least this long.
@@ -162,7 +165,11 @@ pub async fn lists_and_watches_that_end_or_expire_cause_no_write(runner: &Runner
     apply_service(rig, "led").await?;
     becomes_ready(rig, "Service", "led").await?;
     many_watches(rig).await?;
-    is_at_rest(rig).await?;
+    wait::until("the operator has seen all and rests", PATIENCE, async || {
+        ensure!(rig.journal.is_quiet_for(LONGEST_PAUSE_OF_A_WATCH), "it still writes");
+        Ok(())
+    })
+    .await?;
     rig.journal.begin(None);
     many_watches(rig).await?;
     rig.api.calm();
