@@ -12,7 +12,8 @@ pub mod types {
     pub const STALLED: &str = "Stalled";
     /// Service: the Deployment runs what the spec says.
     pub const WORKLOAD_AVAILABLE: &str = "WorkloadAvailable";
-    /// Service: every referenced Database has credentials.
+    /// Service: every referenced Database has credentials and, when it was asked last, a server
+    /// that answers.
     pub const DATABASES_READY: &str = "DatabasesReady";
     /// Service: what it calls may be called from here.
     pub const ACCESS_VALID: &str = "AccessValid";

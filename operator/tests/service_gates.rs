@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 use peristyle::{
-    conditions::State,
+    conditions::{Finding, State},
     controllers::service::{
         observe::{DatabaseView, DependencyView, Observed, ready_addresses},
         references::{Reference, required},
@@ -25,6 +25,7 @@ fn service(spec: &str) -> Service {
 fn database(roles: &[RoleName]) -> Observed {
     let view = DatabaseView {
         message: "server down".to_owned(),
+        unreachable: None,
         secrets: roles.iter().map(|role| (*role, format!("{role:?}").to_lowercase())).collect(),
         server: None,
     };
@@ -67,21 +68,38 @@ fn a_database_without_credentials_holds_the_rollout(
 #[case::away("Unknown", "no answer")]
 #[case::refused("False", "spec.name: is immutable")]
 fn a_database_that_was_ready_once_holds_nothing_back(#[case] ready: &str, #[case] message: &str) {
+    let validated = bound_to("Ready", ready, message);
+    assert_eq!(held(&validated), None);
+    assert_eq!(validated.databases.state, State::Good);
+}
+
+#[test]
+fn a_server_that_is_away_is_told_by_the_service_and_touches_nothing() {
+    let validated = bound_to("ServerReachable", "Unknown", "pg:5432 does not answer");
+    assert_eq!(held(&validated), None);
+    let Finding { condition, state, reason, message } = validated.databases;
+    assert_eq!(
+        (condition, state, reason),
+        (types::DATABASES_READY, State::Unknown, Reason::ServerUnreachable)
+    );
+    assert_eq!(message, "Database o: pg:5432 does not answer");
+}
+
+/// A Service bound to a Database that was ready once, of which one condition says something else now.
+fn bound_to(condition: &str, status: &str, message: &str) -> Validated {
     let database: Database = serde_json::from_value(json!({
         "metadata": {"name": "o", "namespace": "shop", "generation": 2},
         "spec": {"className": "postgres"},
         "status": {
             "observedGeneration": 1,
             "roles": [{"role": "Writer", "secretName": "o-db", "activeSlot": "A"}],
-            "conditions": [{"type": "Ready", "status": ready, "reason": "Any", "message": message,
+            "conditions": [{"type": condition, "status": status, "reason": "Any", "message": message,
                 "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]
         }
     }))
     .unwrap();
     let databases = [("o".to_owned(), DatabaseView::of(&database))].into();
-    let validated = validate(&service(BOUND), &Observed { databases, ..Observed::default() }).unwrap();
-    assert_eq!(held(&validated), None);
-    assert_eq!(validated.databases.state, State::Good);
+    validate(&service(BOUND), &Observed { databases, ..Observed::default() }).unwrap()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams},
 };
-use peristyle_crds::v1alpha1::{Database, DatabaseClass};
+use peristyle_crds::v1alpha1::{Database, DatabaseClass, Service};
 use serde_json::json;
 
 use super::{Bench, PATIENCE, external};
@@ -195,12 +195,18 @@ async fn a_server_that_goes_away_is_noticed_although_nothing_changes_and_found_a
     let classes = Api::<DatabaseClass>::all(bench.operated.client.clone());
     bench.server.stop();
     let down = Instant::now();
-    let noticed = wait::until("class and Database tell of it", NOTICED, async || {
+    let services = bench.operated.api::<Service>();
+    let noticed = wait::until("class, Database and Service tell of it", NOTICED, async || {
         let database = bench.operated.api::<Database>().get("orders").await?.status.context("no status")?;
         let class = classes.get("pg").await?.status.context("no status")?;
-        for conditions in [database.conditions, class.conditions] {
-            let ready = conditions.iter().find(|c| c.type_ == "Ready").context("no Ready")?;
-            ensure!(ready.status == "Unknown" && ready.reason == "ServerUnreachable", "{ready:?}");
+        let service = services.get("web").await?.status.context("no status")?;
+        for (conditions, type_) in [
+            (database.conditions, "Ready"),
+            (class.conditions, "Ready"),
+            (service.conditions, "DatabasesReady"),
+        ] {
+            let told = conditions.iter().find(|c| c.type_ == type_).with_context(|| format!("no {type_}"))?;
+            ensure!(told.status == "Unknown" && told.reason == "ServerUnreachable", "{told:?}");
         }
         Ok(())
     });
@@ -211,6 +217,12 @@ async fn a_server_that_goes_away_is_noticed_although_nothing_changes_and_found_a
     bench.condition("orders", "Ready", "True").await.unwrap();
     println!("healed {:?} after the server was started", back.elapsed());
     assert!(back.elapsed().as_secs() < 15, "healed after {:?}", back.elapsed());
+    wait::object(&services, "web", "has its Database again", PATIENCE, |service: &Service| {
+        let conditions = service.status.iter().flat_map(|status| &status.conditions);
+        conditions.into_iter().any(|c| c.type_ == "DatabasesReady" && c.status == "True")
+    })
+    .await
+    .unwrap();
     let after = deployments.get("web").await.unwrap();
     assert_eq!(after.metadata.generation, before.metadata.generation, "the workload was touched");
 }

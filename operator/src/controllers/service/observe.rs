@@ -79,6 +79,8 @@ pub struct DependencyView {
 pub struct DatabaseView {
     /// What its condition Ready says.
     pub message: String,
+    /// Why its server cannot be reached, when it was asked last.
+    pub unreachable: Option<String>,
     /// Secret of each role that the server once let in; none before it was provisioned. Kept by
     /// its status whatever happens later: a change of its spec, or an outage of the server, is no
     /// reason to touch who uses it.
@@ -190,9 +192,12 @@ impl DatabaseView {
     #[must_use]
     pub fn of(database: &Database) -> Self {
         let status = database.status.clone().unwrap_or_default();
-        let ready = status.conditions.iter().find(|c| c.type_ == types::READY);
+        let condition = |type_| status.conditions.iter().find(move |c| c.type_ == type_);
+        let server = condition(types::SERVER_REACHABLE).filter(|c| c.status != "True");
         Self {
-            message: ready.map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
+            message: condition(types::READY)
+                .map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
+            unreachable: server.map(|c| c.message.clone()),
             secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
             server: status.server.map(|server| (server.host, server.port)),
         }

@@ -7,7 +7,7 @@ pub mod lifetime;
 pub mod probe;
 pub mod problems;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::EnvVar;
 use peristyle_crds::{
@@ -22,7 +22,7 @@ use peristyle_crds::{
 use self::{access::Peers, hook::ValidHook, lifetime::Shutdown, probe::Probes};
 use super::observe::Observed;
 use crate::{
-    conditions::Finding,
+    conditions::{Finding, State},
     retry::{Class, Classified},
 };
 
@@ -115,7 +115,7 @@ pub fn validate(service: &Service, observed: &Observed) -> Result<Validated, Inv
     let mut holds: Vec<Finding> = observed.missing.iter().map(missing).collect();
     let env = env::build(service, observed, &ports, &secrets, &mut holds)?;
     let hooks = hook::hooks(service, &env, &secrets)?;
-    if databases.state != crate::conditions::State::Good {
+    if databases.state == State::Waiting {
         holds.push(databases.clone());
     }
     let shutdown = lifetime::shutdown(service)?;
@@ -183,12 +183,16 @@ pub struct BoundSecrets {
     pub owner: Option<String>,
 }
 
-/// How the databases stand, and the Secrets of those that are ready, by name
+/// How the databases stand (waiting: for credentials), and the Secrets of those that are ready, by name
 /// of the binding.
 fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<String, BoundSecrets>) {
     let mut secrets = BTreeMap::new();
-    let mut problems = Vec::new();
+    let (mut problems, mut away) = (Vec::new(), BTreeSet::new());
     for binding in &service.spec.databases {
+        let view = observed.databases.get(&binding.database);
+        if let Some(message) = view.and_then(|view| view.unreachable.as_ref()) {
+            away.insert(format!("Database {}: {message}", binding.database));
+        }
         match bound(service, binding, observed) {
             Ok(bound) => drop(secrets.insert(binding.name.clone(), bound)),
             // Two bindings of one Database have one problem.
@@ -199,6 +203,10 @@ fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<Strin
     let finding = match problems.first() {
         None if service.spec.databases.is_empty() => {
             Finding::good(types::DATABASES_READY, "no database is bound")
+        }
+        None if !away.is_empty() => {
+            let message = away.into_iter().collect::<Vec<_>>().join("; ");
+            Finding::unknown(types::DATABASES_READY, Reason::ServerUnreachable, message)
         }
         None => Finding::good(types::DATABASES_READY, "every database has credentials"),
         Some(_) => Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, problems.join("; ")),
