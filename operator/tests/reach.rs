@@ -12,11 +12,14 @@ use peristyle::{
         key::PolicyKey,
         protection::decide,
         publications::Publications,
-        reach::{Change, targets},
+        reach::{Change, aimed_at, targets},
         relations::Refusals,
         world::Snapshot,
     },
-    edge::{claims::ServiceKey, traefik::objects::IngressRoute},
+    edge::{
+        claims::{ServiceKey, names},
+        traefik::objects::IngressRoute,
+    },
 };
 use peristyle_crds::v1alpha1::{AuthPolicy, Service};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -181,14 +184,14 @@ fn what_is_near_decides_as_everything_does() {
     for _ in 0..CASES {
         let world = surroundings(&mut random);
         for service in &world.services {
-            let near = world.clone().around([ServiceKey::of(service)]);
+            let near = world.around([names(service)]);
             left_out += world.services.len() - near.services.len();
             let about = about_service(&world, service);
             live += usize::from(about.contains("Unknown"));
             assert_eq!(about_service(&near, service), about, "{service:?} in {world:#?}");
         }
         for policy in &world.policies {
-            let near = world.clone().around(targets(policy));
+            let near = world.around(aimed_at(policy));
             assert_eq!(about_policy(&near, policy), about_policy(&world, policy), "{policy:?} in {world:#?}");
         }
     }

@@ -15,7 +15,12 @@ use peristyle_crds::v1alpha1::{AuthPolicy, EdgeClass, Service, service::Expose};
 
 use super::key::PolicyKey;
 use crate::{
-    edge::{claims::ServiceKey, standing, traefik::objects::IngressRoute, wanted},
+    edge::{
+        claims::{Names, ServiceKey, names},
+        standing,
+        traefik::objects::IngressRoute,
+        wanted,
+    },
     stores::Stores,
     watch::Watched,
 };
@@ -53,7 +58,8 @@ impl Change {
         key: ServiceKey,
         versions: impl IntoIterator<Item = &'a [Expose]>,
     ) -> Self {
-        let hosts = versions.into_iter().flat_map(|exposes| wanted::hosts(classes, &key, exposes)).collect();
+        let hosts =
+            versions.into_iter().flat_map(|exposes| wanted::hosts(classes, key.names(), exposes)).collect();
         Self { hosts, services: [key].into(), relations: false }
     }
 
@@ -76,8 +82,9 @@ impl Change {
         relations: bool,
     ) -> Self {
         let found = targets.iter().filter_map(|key| Some((key, find(key)?)));
-        let hosts =
-            found.flat_map(|(key, service)| wanted::hosts(classes, key, &service.spec.expose)).collect();
+        let hosts = found
+            .flat_map(|(key, service)| wanted::hosts(classes, key.names(), &service.spec.expose))
+            .collect();
         Self { hosts, services: targets, relations }
     }
 
@@ -105,39 +112,42 @@ impl Change {
         services: &[Arc<Service>],
         policies: &[Arc<AuthPolicy>],
     ) -> Reach {
-        let mut reached: HashSet<ServiceKey> = self.services.iter().cloned().collect();
+        let mut reached: HashSet<Names> = self.services.iter().map(ServiceKey::names).collect();
         reached.extend(asking(&self.hosts, classes, services));
         let is_concerned = |policy: &AuthPolicy| {
             (self.relations && asks_for_relations(policy))
-                || targets(policy).any(|key| reached.contains(&key))
+                || aimed_at(policy).any(|service| reached.contains(&service))
         };
         let concerned: Vec<_> = policies.iter().filter(|policy| is_concerned(policy)).collect();
-        reached.extend(concerned.iter().flat_map(|policy| targets(policy)));
+        reached.extend(concerned.iter().flat_map(|policy| aimed_at(policy)));
         Reach {
-            services: reached,
+            services: reached.into_iter().map(ServiceKey::from).collect(),
             policies: concerned.into_iter().map(|policy| PolicyKey::of(policy)).collect(),
         }
     }
 }
 
 /// Those of `services` that ask for one of `hosts`.
-pub fn asking(
+pub fn asking<'a>(
     hosts: &BTreeSet<String>,
     classes: &[Arc<EdgeClass>],
-    services: &[Arc<Service>],
-) -> impl Iterator<Item = ServiceKey> {
+    services: &'a [Arc<Service>],
+) -> impl Iterator<Item = Names<'a>> {
     let exposed = services.iter().filter(|service| !hosts.is_empty() && !service.spec.expose.is_empty());
-    exposed.filter_map(|service| {
-        let key = ServiceKey::of(service);
-        wanted::any_of(hosts, classes, &key, &service.spec.expose).then_some(key)
-    })
+    exposed
+        .map(|service| (names(service), &service.spec.expose))
+        .filter_map(|(service, exposes)| wanted::any_of(hosts, classes, service, exposes).then_some(service))
 }
 
 /// The Services that `policy` names, whether or not they exist.
 pub fn targets(policy: &AuthPolicy) -> impl Iterator<Item = ServiceKey> {
-    let namespace = policy.namespace().unwrap_or_default();
-    let key = move |name: &String| ServiceKey { namespace: namespace.clone(), name: name.clone() };
-    policy.spec.targets.iter().map(|target| &target.service).map(key)
+    aimed_at(policy).map(ServiceKey::from)
+}
+
+/// The same, borrowed.
+pub fn aimed_at(policy: &AuthPolicy) -> impl Iterator<Item = Names<'_>> {
+    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    policy.spec.targets.iter().map(move |target| (namespace, target.service.as_str()))
 }
 
 /// Whether what `policy` comes to depends on models and tuples.

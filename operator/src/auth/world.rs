@@ -19,13 +19,13 @@ use peristyle_crds::{
 
 use super::{
     key::{PolicyKey, age},
-    reach::{asking, asks_for_relations, targets},
+    reach::{aimed_at, asking, asks_for_relations},
     rejection::Rejection,
     relations::{Namespaces, Refusals},
 };
 use crate::{
     edge::{
-        claims::{Claims, ServiceKey},
+        claims::{Claims, Names, ServiceKey, names},
         standing::{self, Standing},
         traefik::objects::IngressRoute,
         wanted,
@@ -70,33 +70,33 @@ impl Snapshot {
     /// A policy is accepted for all of its targets or for none, and a host goes
     /// to one of all who ask for it, whose policies decide which of them governs it.
     #[must_use]
-    pub fn around(mut self, services: impl IntoIterator<Item = ServiceKey>) -> Self {
-        let mut near: HashSet<ServiceKey> = services.into_iter().collect();
-        let targeting = |policy: &AuthPolicy| targets(policy).any(|key| near.contains(&key));
-        let theirs: Vec<_> = self.policies.iter().filter(|policy| targeting(policy)).collect();
-        let also: Vec<_> = theirs.iter().flat_map(|policy| targets(policy)).collect();
+    pub fn around<'a>(&'a self, services: impl IntoIterator<Item = Names<'a>>) -> Self {
+        let mut near: HashSet<Names> = services.into_iter().collect();
+        let aims_near =
+            |policy: &AuthPolicy, near: &HashSet<Names>| aimed_at(policy).any(|aim| near.contains(&aim));
+        let theirs: Vec<_> = self.policies.iter().filter(|policy| aims_near(policy, &near)).collect();
+        near.extend(theirs.iter().flat_map(|policy| aimed_at(policy)));
         let ask_for_relations = theirs.iter().any(|policy| asks_for_relations(policy));
-        near.extend(also);
-        let exposes = |service: &&Arc<Service>| near.contains(&ServiceKey::of(service));
-        let hosts: BTreeSet<String> = self
-            .services
-            .iter()
-            .filter(exposes)
-            .flat_map(|service| {
-                wanted::hosts(&self.edge_classes, &ServiceKey::of(service), &service.spec.expose)
-            })
+        let exposing = self.services.iter().filter(|service| near.contains(&names(service)));
+        let hosts: BTreeSet<String> = exposing
+            .flat_map(|service| wanted::hosts(&self.edge_classes, names(service), &service.spec.expose))
             .collect();
         near.extend(asking(&hosts, &self.edge_classes, &self.services));
 
-        self.services.retain(|service| near.contains(&ServiceKey::of(service)));
-        self.policies.retain(|policy| {
-            (ask_for_relations && policy.spec.relations.is_some())
-                || targets(policy).any(|key| near.contains(&key))
-        });
-        self.routes.retain(|route| standing::hosts(route).any(|host| hosts.contains(host)));
-        let namespaces: HashSet<&str> = near.iter().map(|key| key.namespace.as_str()).collect();
-        self.namespaces.retain(|namespace| namespaces.contains(namespace.name_any().as_str()));
-        self
+        let is_near = |policy: &AuthPolicy| {
+            (ask_for_relations && policy.spec.relations.is_some()) || aims_near(policy, &near)
+        };
+        let namespaces: HashSet<&str> = near.iter().map(|(namespace, _)| *namespace).collect();
+        Self {
+            policies: chosen(&self.policies, is_near),
+            classes: self.classes.clone(),
+            services: chosen(&self.services, |service| near.contains(&names(service))),
+            edge_classes: self.edge_classes.clone(),
+            namespaces: chosen(&self.namespaces, |namespace| {
+                namespace.metadata.name.as_deref().is_some_and(|name| namespaces.contains(name))
+            }),
+            routes: chosen(&self.routes, |route| standing::hosts(route).any(|host| hosts.contains(host))),
+        }
     }
 
     /// The owner of every host.
@@ -120,6 +120,10 @@ impl Snapshot {
             claims,
         )
     }
+}
+
+fn chosen<K>(of: &[Arc<K>], is_chosen: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+    of.iter().filter(|object| is_chosen(object)).cloned().collect()
 }
 
 /// What a policy governs.

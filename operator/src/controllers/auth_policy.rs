@@ -10,7 +10,7 @@ use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 
 use crate::{
     auth::{
-        reach::{reaches, targets},
+        reach::{aimed_at, reaches},
         world::Snapshot,
     },
     context::Context,
@@ -26,7 +26,7 @@ pub async fn run(ctx: Arc<Context>) {
     let triggers = vec![
         ctx.publications.changes(),
         concerned(ctx.proofs.changes(), policies, |service, policy| {
-            service.as_ref().is_none_or(|service| targets(policy).any(|target| target == *service))
+            service.as_ref().is_none_or(|service| aimed_at(policy).any(|aim| aim == service.names()))
         }),
         // Hosts and namespaces of Keto pass from one policy to another.
         reaches(stores).flat_map(|reach| iter(reach.policies)).map(|key| key.reference()).boxed(),
@@ -41,7 +41,7 @@ async fn reconcile(
     policy: Arc<AuthPolicy>,
     ctx: Arc<Context>,
 ) -> Result<Outcome<AuthPolicyStatus>, Infallible> {
-    let snapshot = Snapshot::take(&ctx.stores).around(targets(&policy));
+    let snapshot = Snapshot::take(&ctx.stores).around(aimed_at(&policy));
     let claims = snapshot.claims();
     Ok(status::status(&snapshot.world(&claims), &ctx.publications, &ctx.proofs, &policy))
 }

@@ -25,17 +25,39 @@ pub struct ServiceKey {
     pub name: String,
 }
 
+/// The same, borrowed: what is asked of every Service at each change copies nothing.
+pub type Names<'a> = (&'a str, &'a str);
+
+/// Namespace and name of `service`.
+#[must_use]
+pub fn names(service: &Service) -> Names<'_> {
+    let meta = &service.metadata;
+    (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
 impl ServiceKey {
     /// The key of `service`.
     #[must_use]
     pub fn of(service: &Service) -> Self {
-        Self { namespace: service.namespace().unwrap_or_default(), name: service.name_any() }
+        names(service).into()
+    }
+
+    /// The same, borrowed.
+    #[must_use]
+    pub fn names(&self) -> Names<'_> {
+        (&self.namespace, &self.name)
     }
 
     /// The key as the queue of a controller wants it.
     #[must_use]
     pub fn reference(&self) -> ObjectRef<Service> {
         ObjectRef::new(&self.name).within(&self.namespace)
+    }
+}
+
+impl From<Names<'_>> for ServiceKey {
+    fn from((namespace, name): Names<'_>) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
     }
 }
 
@@ -205,7 +227,7 @@ impl<'a> Claims<'a> {
     fn wanted(&self, service: &Service, expose: &Expose) -> Result<(&'a EdgeClass, Vec<String>), ClassError> {
         let class = class::choose(self.classes.iter().copied(), expose.class_name.as_deref())?;
         let hosts = if expose.hosts.is_empty() {
-            vec![template(&class.spec, &ServiceKey::of(service))]
+            vec![template(&class.spec, names(service))]
         } else {
             expose.hosts.clone()
         };
@@ -213,7 +235,7 @@ impl<'a> Claims<'a> {
     }
 
     fn is_allowed(&self, class: &EdgeClass, service: &Service, expose: &Expose, host: &str) -> bool {
-        if expose.hosts.is_empty() || host == template(&class.spec, &ServiceKey::of(service)) {
+        if expose.hosts.is_empty() || host == template(&class.spec, names(service)) {
             return true;
         }
         let labels = self.namespaces.get(service.namespace().unwrap_or_default().as_str());

@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, iter, sync::Arc};
 
 use peristyle_crds::v1alpha1::{EdgeClass, EdgeClassSpec, service::Expose};
 
-use super::claims::ServiceKey;
+use super::claims::Names;
 
 /// The hosts that these routes of `service` ask for, whatever class is to serve them.
 #[must_use]
-pub fn hosts(classes: &[Arc<EdgeClass>], service: &ServiceKey, exposes: &[Expose]) -> BTreeSet<String> {
+pub fn hosts(classes: &[Arc<EdgeClass>], service: Names<'_>, exposes: &[Expose]) -> BTreeSet<String> {
     let mut hosts: BTreeSet<String> = exposes.iter().flat_map(|expose| &expose.hosts).cloned().collect();
     if exposes.iter().any(|expose| expose.hosts.is_empty()) {
         hosts.extend(classes.iter().map(|class| template(&class.spec, service)));
@@ -21,7 +21,7 @@ pub fn hosts(classes: &[Arc<EdgeClass>], service: &ServiceKey, exposes: &[Expose
 pub fn any_of(
     hosts: &BTreeSet<String>,
     classes: &[Arc<EdgeClass>],
-    service: &ServiceKey,
+    service: Names<'_>,
     exposes: &[Expose],
 ) -> bool {
     let is_made = |host: &String| {
@@ -37,18 +37,18 @@ pub fn any_of(
 
 /// The host that `class` gives to a route of `service` that names none.
 #[must_use]
-pub fn template(class: &EdgeClassSpec, service: &ServiceKey) -> String {
+pub fn template(class: &EdgeClassSpec, service: Names<'_>) -> String {
     pieces(class, service).collect()
 }
 
 /// The texts that make the host, one after the other.
-fn pieces<'a>(class: &'a EdgeClassSpec, service: &'a ServiceKey) -> impl Iterator<Item = &'a str> {
+fn pieces<'a>(class: &'a EdgeClassSpec, (namespace, name): Names<'a>) -> impl Iterator<Item = &'a str> {
     let mut template = class.hosts.template.as_str();
     iter::from_fn(move || {
         let (piece, rest) = if let Some(rest) = template.strip_prefix("{service}") {
-            (service.name.as_str(), rest)
+            (name, rest)
         } else if let Some(rest) = template.strip_prefix("{namespace}") {
-            (service.namespace.as_str(), rest)
+            (namespace, rest)
         } else {
             let first = template.chars().next()?.len_utf8();
             template.split_at(template[first..].find('{').map_or(template.len(), |next| first + next))
@@ -75,14 +75,14 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_found_again_and_nothing_else() {
-        let service = ServiceKey { namespace: "b-c".to_owned(), name: "a".to_owned() };
+        let service = ("b-c", "a");
         let classes = classes(&["{service}.{namespace}.test", "{service}-{namespace}.test", "x{other}.test"]);
         let exposes: Vec<Expose> =
             serde_json::from_str(r#"[{"name": "o"}, {"name": "p", "hosts": ["w.test"]}]"#).unwrap();
-        let wanted = hosts(&classes, &service, &exposes);
+        let wanted = hosts(&classes, service, &exposes);
         let expected = ["a.b-c.test", "a-b-c.test", "x{other}.test", "w.test"];
         assert_eq!(wanted, expected.map(ToOwned::to_owned).into());
-        let is_wanted = |host: &str, exposes| any_of(&[host.to_owned()].into(), &classes, &service, exposes);
+        let is_wanted = |host: &str, exposes| any_of(&[host.to_owned()].into(), &classes, service, exposes);
         assert!(wanted.iter().all(|host| is_wanted(host, &exposes)));
         for other in ["a.b-c.tes", "a.b-c.testt", "b.b-c.test", "", "a"] {
             assert!(!is_wanted(other, &exposes), "{other}");

@@ -27,7 +27,7 @@ use crate::{
     },
     context::Context,
     edge::{
-        claims::{Refusal, ServiceKey},
+        claims::{Refusal, names},
         route::{Guard, Host, RouteProtection},
         traefik::{self, build::object_name},
     },
@@ -240,7 +240,7 @@ fn exposes(ctx: &Context, service: &Service, owner: &Owner) -> (BTreeMap<String,
     if service.spec.expose.is_empty() {
         return Default::default();
     }
-    let snapshot = Snapshot::take(&ctx.stores).around([ServiceKey::of(service)]);
+    let snapshot = Snapshot::take(&ctx.stores).around([names(service)]);
     let claims = snapshot.claims();
     let world = snapshot.world(&claims);
     let view = |expose: &Expose| {
