@@ -82,6 +82,7 @@ scenarios! {
     Short authorization::a_silent_keto_holds_up_nobody_else,
     Short authorization::a_silent_oathkeeper_publishes_no_route_and_withdraws_none,
     Short authorization::a_route_whose_policy_goes_is_closed_although_a_right_is_missing,
+    Short authorization::the_rules_of_a_policy_that_goes_do_not_wait_for_a_route_that_cannot,
     Short api_server::what_was_forbidden_heals,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use http::{Method, StatusCode};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use crate::faults::rig::Rig;
 use crate::faults::runner::Runner;
 use crate::faults::workload::Step;
 use crate::operated::NAMESPACE;
+use crate::stack::SYSTEM_NAMESPACE;
 use crate::wait;
 
 /// How soon what nobody may enter any more is closed: a right that is missing is
@@ -119,6 +121,42 @@ pub async fn a_route_whose_policy_goes_is_closed_although_a_right_is_missing(run
     rig.api.calm();
     remove(rig, "Service", "guarded").await?;
     arrives(rig, Step::MoveBack).await
+}
+
+/// Nobody may touch the route, so it cannot go before the rules that it asks for:
+/// these go all the same, and nobody gets in meanwhile.
+pub async fn the_rules_of_a_policy_that_goes_do_not_wait_for_a_route_that_cannot(
+    runner: &Runner,
+) -> Result<()> {
+    let rig = &runner.rig;
+    apply(rig, "AuthPolicy", "guarded", policy()).await?;
+    apply(rig, "Service", "guarded", guarded("x:1")).await?;
+    becomes_ready(rig, "Service", "guarded").await?;
+    ensure!(has_rules(rig, "guarded").await?, "no rule is published");
+    rig.journal.begin(None);
+    rig.api.disturb(|seen| {
+        let is_chosen = seen.method != Method::GET && seen.path.contains("/ingressroutes/guarded");
+        is_chosen.then(|| Disturbance::status(StatusCode::FORBIDDEN, "Forbidden", "may not touch routes"))
+    });
+    remove(rig, "AuthPolicy", "guarded").await?;
+    wait::until("the rules are gone", CLOSED, async || {
+        ensure!(!has_rules(rig, "guarded").await?, "they still stand");
+        Ok(())
+    })
+    .await?;
+    ensure!(!ways_in(rig, "guarded").await?.is_empty(), "the route could go");
+    let violations = rig.journal.entries().violations;
+    ensure!(violations.is_empty(), "{violations:?}");
+    rig.api.calm();
+    remove(rig, "Service", "guarded").await?;
+    arrives(rig, Step::MoveBack).await
+}
+
+/// Whether the file that Oathkeeper reads has rules of this policy.
+async fn has_rules(rig: &Rig, policy: &str) -> Result<bool> {
+    let maps: Api<ConfigMap> = Api::namespaced(rig.client.clone(), SYSTEM_NAMESPACE);
+    let rules = maps.get("oathkeeper-rules").await?.data.unwrap_or_default();
+    Ok(rules.values().any(|rules| rules.contains(&format!("\"id\":\"{NAMESPACE}.{policy}."))))
 }
 
 fn policy() -> Value {
