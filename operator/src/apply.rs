@@ -3,6 +3,7 @@
 
 pub mod drift;
 pub mod ownership;
+mod record;
 
 use std::{
     collections::BTreeMap,
@@ -19,9 +20,11 @@ use kube::{
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use self::drift::{Conflict, Drift};
+use self::{
+    drift::{Conflict, Drift},
+    record::{Hash, Record, fingerprint, version},
+};
 use crate::{
     events::Events,
     metadata::{is_controlled_by, is_of_predecessor},
@@ -118,42 +121,6 @@ impl Classified for Error {
                 retry::reason(self.class())
             }
         }
-    }
-}
-
-/// What the last apply of an object sent and what the server made of it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Record {
-    desired: Hash,
-    live: Hash,
-    /// Version of the object when it was looked at last: of the same one nothing
-    /// else needs to be compared.
-    version: Option<Box<str>>,
-}
-
-/// The first half of a SHA-256: enough to tell whether something changed.
-type Hash = [u8; 16];
-
-impl Record {
-    fn of<K: Child>(desired: Hash, live: &K) -> Result<Self, Error> {
-        Ok(Self { desired, live: hash(settled(live)?.to_string()), version: version(live) })
-    }
-
-    /// Whether `live` is, but for its status, what the apply of `desired` made.
-    fn is_of<K: Child>(&self, desired: Hash, live: &K) -> Result<bool, Error> {
-        if self.desired != desired {
-            return Ok(false);
-        }
-        let is_same = self.version.is_some() && self.version == version(live);
-        Ok(is_same || self.live == hash(settled(live)?.to_string()))
-    }
-
-    /// Whether the cache, which has `live`, does not show yet what was applied.
-    /// Versions of one kind can be compared as numbers (KEP-5504).
-    fn is_ahead_of<K: Child>(&self, live: Option<&K>) -> bool {
-        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u128>().ok());
-        let shown = live.map_or(Some(0), |live| number(live.meta().resource_version.as_deref()));
-        number(self.version.as_deref()).zip(shown).is_some_and(|(applied, shown)| applied > shown)
     }
 }
 
@@ -372,10 +339,6 @@ fn place<K: Resource<DynamicType = ()>>(child: &K) -> Box<str> {
     format!("{kind}/{name}/{namespace}/{}/{}", K::kind(&()), child.name_any()).into()
 }
 
-fn version<K: Resource>(object: &K) -> Option<Box<str>> {
-    object.meta().resource_version.as_deref().map(Into::into)
-}
-
 /// Whether `live` is what an apply of `wanted` left behind.
 fn is_as_applied<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
     is_named(live, wanted) && ownership::is_complete(live.meta(), wanted)
@@ -448,39 +411,6 @@ fn with_type<K: Child>(mut value: serde_json::Value) -> serde_json::Value {
         object.insert("kind".to_owned(), K::kind(&()).into_owned().into());
     }
     value
-}
-
-/// The parts of an object that only a writer of its spec changes.
-fn settled<K: Child>(object: &K) -> Result<serde_json::Value, Error> {
-    let mut value = encode(object)?;
-    if let Some(object) = value.as_object_mut() {
-        object.remove("status");
-        object.remove("apiVersion");
-        object.remove("kind");
-        if let Some(metadata) = object.get_mut("metadata").and_then(|m| m.as_object_mut()) {
-            for volatile in ["managedFields", "resourceVersion", "generation"] {
-                metadata.remove(volatile);
-            }
-            // Written by the Deployment controller at each rollout.
-            if let Some(annotations) = metadata.get_mut("annotations").and_then(|a| a.as_object_mut()) {
-                annotations.remove("deployment.kubernetes.io/revision");
-                if annotations.is_empty() {
-                    metadata.remove("annotations");
-                }
-            }
-        }
-    }
-    Ok(value)
-}
-
-/// Of what is sent, without a tree of it: most passes find nothing to send.
-fn fingerprint<K: Child>(desired: &K) -> Result<Hash, Error> {
-    serde_json::to_vec(desired).map(hash).map_err(|e| Error::Encode(key(desired), e))
-}
-
-fn hash(text: impl AsRef<[u8]>) -> Hash {
-    let digest = Sha256::digest(text);
-    std::array::from_fn(|index| digest[index])
 }
 
 #[cfg(test)]
