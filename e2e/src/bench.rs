@@ -23,6 +23,7 @@ use self::bulk::Bulk;
 use self::change::Latency;
 use self::exposed::Exposed;
 use self::subject::{QUIET, Subject};
+use self::usage::Memory;
 use crate::control_plane::ControlPlane;
 use crate::progress::Progress;
 use crate::replica;
@@ -39,8 +40,7 @@ const IDLE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Standing {
     services: usize,
-    /// Resident memory and its peak, in MiB.
-    memory: (f64, f64),
+    memory: Memory,
     /// Requests of the operator while idle, without watches and its Lease.
     requests: usize,
     /// Seconds of CPU of the operator while idle.
@@ -72,11 +72,13 @@ pub async fn run(services: usize, more: usize) -> Result<()> {
     let operator = Subject::start(&program, &plane).await?;
     let mut standings = Vec::new();
     let mut latency = None;
-    for count in [services, more] {
+    for count in [0, services, more] {
         let from = standings.last().map_or(0, |standing: &Standing| standing.services);
-        p.step(&format!("{count} Services"), load::create(&client, namespace, from..count, load::service))
-            .await?;
-        if latency.is_none() {
+        if count > from {
+            let created = load::create(&client, namespace, from..count, load::service);
+            p.step(&format!("{count} Services"), created).await?;
+        }
+        if count > 0 && latency.is_none() {
             let changes = change::measure(&client, namespace, &operator, CHANGES);
             latency = Some(p.step("single changes", changes).await?);
         }
@@ -149,14 +151,14 @@ fn report(
     }
     writeln!(
         text,
-        "\n| idle Services | RSS, MiB | peak, MiB | requests in {} s | CPU seconds |\n|---|---|---|---|---|",
+        "\n| idle Services | RSS, MiB | of which program | peak | requests in {} s | CPU seconds |\n|---|---|---|---|---|---|",
         IDLE.as_secs()
     )?;
     for s in standings {
         writeln!(
             text,
-            "| {} | {:.1} | {:.1} | {} | {:.2} |",
-            s.services, s.memory.0, s.memory.1, s.requests, s.cpu
+            "| {} | {:.1} | {:.1} | {:.1} | {} | {:.2} |",
+            s.services, s.memory.resident, s.memory.program, s.memory.peak, s.requests, s.cpu
         )?;
     }
     writeln!(

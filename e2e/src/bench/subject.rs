@@ -81,8 +81,8 @@ impl<'a> Subject<'a> {
         usage::cpu(self.replica.pid()?)
     }
 
-    /// Resident memory now and at its peak, in MiB.
-    pub fn memory(&self) -> Result<(f64, f64)> {
+    /// Its memory now.
+    pub fn memory(&self) -> Result<usage::Memory> {
         usage::memory(self.replica.pid()?)
     }
 }

@@ -17,13 +17,27 @@ pub fn cpu(pid: u32) -> Result<f64> {
     Ok((user + system) / TICKS)
 }
 
-/// Resident memory of the process now and at its peak, in MiB.
-pub fn memory(pid: u32) -> Result<(f64, f64)> {
+/// Resident memory of a process, in MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// All of it.
+    pub resident: f64,
+    /// What of it are pages of its program, which replicas on one node share.
+    pub program: f64,
+    /// The most there ever was.
+    pub peak: f64,
+}
+
+/// What the process has of it now.
+pub fn memory(pid: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = |name: &str| {
+    let mib = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.parse::<f64>().ok()
+        Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
     };
-    let (now, peak) = (kib("VmRSS:").context("no VmRSS")?, kib("VmHWM:").context("no VmHWM")?);
-    Ok((now / 1024.0, peak / 1024.0))
+    Ok(Memory {
+        resident: mib("VmRSS:").context("no VmRSS")?,
+        program: mib("RssFile:").context("no RssFile")?,
+        peak: mib("VmHWM:").context("no VmHWM")?,
+    })
 }
