@@ -183,6 +183,7 @@ impl Applier {
         let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
         let read;
         let live = if was_applied && known.as_ref().is_some_and(|known| known.is_ahead_of(live)) {
+            // Rare, so on the heap: it would make the future of every pass larger.
             let answer = Box::pin(bounded(api.get_opt(&name))).await;
             read = answer.map_err(|error| Error::request::<K>("get", &name, error))?.map(Box::new);
             read.as_deref()
