@@ -12,6 +12,8 @@ use futures::{
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::v1alpha1::{AuthPolicy, EdgeClass, Service, service::Expose};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::key::PolicyKey;
 use crate::{
@@ -156,27 +158,35 @@ pub fn asks_for_relations(policy: &AuthPolicy) -> bool {
     policy.spec.relations.is_some() || policy.spec.rules.iter().any(|rule| rule.authorization.is_some())
 }
 
-/// Each change from now on, with those whom it concerns.
-#[must_use]
-pub fn reaches(stores: &Stores) -> BoxStream<'static, Reach> {
+/// Each change from now on with those whom it concerns, to everyone who listens
+/// for as long as the future is polled: whom it concerns is found out once.
+pub fn reaches<const LISTENERS: usize>(
+    stores: &Stores,
+) -> (impl Future<Output = ()> + use<LISTENERS>, [BoxStream<'static, Arc<Reach>>; LISTENERS]) {
     let (classes, services, policies) = (
         stores.edge_classes.store().clone(),
         stores.services.store().clone(),
         stores.auth_policies.store().clone(),
     );
-    changes(stores)
-        .ready_chunks(BURST)
-        .map(move |burst| {
+    let changes = [claimed(stores), labelled(stores), declared(stores), freed(&stores.ingress_routes)];
+    let mut bursts = select_all(changes).ready_chunks(BURST);
+    let mut senders = Vec::new();
+    let listeners = std::array::from_fn(|_| {
+        let (sender, listener) = mpsc::unbounded_channel();
+        senders.push(sender);
+        UnboundedReceiverStream::new(listener).boxed()
+    });
+    let telling = async move {
+        while let Some(burst) = bursts.next().await {
             let change = burst.into_iter().fold(Change::default(), Change::and);
-            change.reach(&classes.state(), &services.state(), &policies.state())
-        })
-        .boxed()
-}
-
-/// Each change from now on.
-#[must_use]
-pub fn changes(stores: &Stores) -> BoxStream<'static, Change> {
-    select_all([claimed(stores), labelled(stores), declared(stores), freed(&stores.ingress_routes)]).boxed()
+            let reach = Arc::new(change.reach(&classes.state(), &services.state(), &policies.state()));
+            for listener in &senders {
+                // Who does not listen any more is ending with the process.
+                drop(listener.send(reach.clone()));
+            }
+        }
+    };
+    (telling, listeners)
 }
 
 /// Services that come, go or are exposed in another way. Most of their changes are none.

@@ -32,12 +32,12 @@ use crate::{
     auth::{
         evidence,
         publications::{Publication, Standing},
-        reach,
         relations::Refusals,
         world::Snapshot,
     },
     conditions::Finding,
     context::Context,
+    controllers::Reaches,
     external::{keto::Keto, oathkeeper::Oathkeeper},
     metadata::Owner,
     reconcile::{self, Outcome},
@@ -91,7 +91,7 @@ impl Classified for Error {
 }
 
 /// Runs the controller until the process ends.
-pub async fn run(ctx: Arc<Context>) {
+pub async fn run(ctx: Arc<Context>, reaches: Reaches) {
     let clients = Clients {
         keto: Keto::new(ctx.http.clone()).behind(ctx.fence.clone()),
         oathkeeper: Oathkeeper::new(ctx.http.clone()),
@@ -114,7 +114,7 @@ pub async fn run(ctx: Arc<Context>) {
                         .is_some_and(|token| token.jwks_secret == secret.name_any())
             }
         }),
-        all(reach::changes(stores).map(drop).boxed()),
+        all(reaches.map(drop).boxed()),
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
         // Which class is the default depends on all of them.
         all(classes.spec_changes().map(drop).boxed()),

@@ -9,17 +9,15 @@ use futures::{StreamExt, stream::iter};
 use peristyle_crds::v1alpha1::{AuthPolicy, AuthPolicyStatus};
 
 use crate::{
-    auth::{
-        reach::{aimed_at, reaches},
-        world::Snapshot,
-    },
+    auth::{key::PolicyKey, reach::aimed_at, world::Snapshot},
     context::Context,
+    controllers::Reaches,
     reconcile::{self, Outcome},
     watch::concerned,
 };
 
 /// Runs the controller until the process ends.
-pub async fn run(ctx: Arc<Context>) {
+pub async fn run(ctx: Arc<Context>, reaches: Reaches) {
     let stores = &ctx.stores;
     let policies = &stores.auth_policies;
     let all = |events| concerned(events, policies, |(), _| true);
@@ -29,7 +27,9 @@ pub async fn run(ctx: Arc<Context>) {
             service.as_ref().is_none_or(|service| aimed_at(policy).any(|aim| aim == service.names()))
         }),
         // Hosts and namespaces of Keto pass from one policy to another.
-        reaches(stores).flat_map(|reach| iter(reach.policies)).map(|key| key.reference()).boxed(),
+        reaches
+            .flat_map(|reach| iter(reach.policies.iter().map(PolicyKey::reference).collect::<Vec<_>>()))
+            .boxed(),
         all(stores.auth_classes.spec_changes().map(drop).boxed()),
         all(stores.edge_classes.spec_changes().map(drop).boxed()),
     ];

@@ -26,14 +26,15 @@ use crate::{
     apply::Error,
     conditions::Finding,
     context::Context,
+    controllers::Reaches,
     edge::{claims::ServiceKey, traefik::Edge},
     metadata::{Owner, is_ignored},
     reconcile::{self, Outcome},
 };
 
 /// Runs the controller until the process ends.
-pub async fn run(ctx: Arc<Context>) {
-    let triggers = triggers::all(&ctx.stores, &ctx.publications, &ctx.config.edge_errors_service);
+pub async fn run(ctx: Arc<Context>, reaches: Reaches) {
+    let triggers = triggers::all(&ctx.stores, &ctx.publications, reaches, &ctx.config.edge_errors_service);
     reconcile::run_closing(ctx.clone(), &ctx.stores.services, triggers, close, reconcile).await;
 }
 

@@ -20,10 +20,9 @@ use super::{
     references::{Reference, mentions},
 };
 use crate::{
-    auth::{
-        publications::Publications,
-        reach::{reaches, targets},
-    },
+    auth::{publications::Publications, reach::targets},
+    controllers::Reaches,
+    edge::claims::ServiceKey,
     stores::Stores,
     watch::concerned,
 };
@@ -33,6 +32,7 @@ use crate::{
 pub fn all(
     stores: &Stores,
     publications: &Publications,
+    reaches: Reaches,
     edge_errors: &str,
 ) -> Vec<BoxStream<'static, ObjectRef<Service>>> {
     let edge_errors = edge_errors.to_owned();
@@ -56,7 +56,9 @@ pub fn all(
         concerned(services.spec_changes(), services, |target, service| peers::depends(service, target)),
         called(stores),
         // A host may have been claimed or given up, or its policy be another one.
-        reaches(stores).flat_map(|reach| iter(reach.services)).map(|key| key.reference()).boxed(),
+        reaches
+            .flat_map(|reach| iter(reach.services.iter().map(ServiceKey::reference).collect::<Vec<_>>()))
+            .boxed(),
         stores.secrets.concerning(services, |secret, service| {
             is_local(secret, service)
                 && (mentions(service, &Reference::Secret(secret.name_any())) || reads(service, secret))
