@@ -180,9 +180,9 @@ impl Applier {
         let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let digest_of_wanted = fingerprint(desired)?;
         let known = self.remembered(desired);
-        let was_applied = known.as_ref().is_some_and(|known| known.desired == digest_of_wanted);
+        let applied = known.as_ref().filter(|known| known.desired == digest_of_wanted);
         let read;
-        let live = if was_applied && known.as_ref().is_some_and(|known| known.is_ahead_of(live)) {
+        let live = if applied.is_some_and(|applied| applied.is_ahead_of(live)) {
             // Rare, so on the heap: it would make the future of every pass larger.
             let answer = Box::pin(bounded(api.get_opt(&name))).await;
             read = answer.map_err(|error| Error::request::<K>("get", &name, error))?.map(Box::new);
@@ -192,19 +192,19 @@ impl Applier {
         };
         if let Some(live) = live {
             guard(live, owner)?;
-            if let Some(known) = &known
-                && known.is_of(digest_of_wanted, live)?
+            if let Some(applied) = applied
+                && applied.made(live)?
             {
                 let version = version(live);
-                if known.version != version {
-                    self.remember(desired, Record { version, ..known.clone() });
+                if applied.version != version {
+                    self.remember(desired, Record { version, ..applied.clone() });
                 }
                 return Ok(live.clone());
             }
         }
         let mut wanted = encode(desired)?;
         annotate::<K>(&mut wanted, &digest_of_wanted);
-        let is_drift = live.is_some_and(|live| was_applied || is_named(live, &wanted));
+        let is_drift = live.is_some_and(|live| applied.is_some() || is_named(live, &wanted));
         let uid = if let Some(live) = live {
             if known.is_none() && is_as_applied(live, &wanted) {
                 self.remember(desired, Record::of(digest_of_wanted, live)?);

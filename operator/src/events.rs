@@ -1,4 +1,4 @@
-//! Events on transitions, one recorder for the process.
+//! Events on transitions.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

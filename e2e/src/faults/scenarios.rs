@@ -108,8 +108,12 @@ async fn arrives(rig: &Rig, step: Step) -> Result<()> {
 }
 
 async fn is_at_rest(rig: &Rig) -> Result<()> {
+    rests_for(rig, Duration::from_secs(2)).await
+}
+
+async fn rests_for(rig: &Rig, span: Duration) -> Result<()> {
     wait::until("the operator rests", PATIENCE, async || {
-        ensure!(rig.journal.is_quiet_for(Duration::from_secs(2)), "it still writes");
+        ensure!(rig.journal.is_quiet_for(span), "it still writes");
         Ok(())
     })
     .await

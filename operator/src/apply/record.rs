@@ -23,11 +23,8 @@ impl Record {
         Ok(Self { desired, live: hash(settled(live)?.to_string()), version: version(live) })
     }
 
-    /// Whether `live` is, but for its status, what the apply of `desired` made.
-    pub fn is_of<K: Child>(&self, desired: Hash, live: &K) -> Result<bool, Error> {
-        if self.desired != desired {
-            return Ok(false);
-        }
+    /// Whether `live` is, but for its status, what the apply made.
+    pub fn made<K: Child>(&self, live: &K) -> Result<bool, Error> {
         let is_same = self.version.is_some() && self.version == version(live);
         Ok(is_same || self.live == hash(settled(live)?.to_string()))
     }

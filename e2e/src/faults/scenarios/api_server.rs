@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, ResourceExt};
 
-use super::{PATIENCE, apply_service, arrives, becomes_ready, is_at_rest, ready, remove, tells};
+use super::{PATIENCE, apply_service, arrives, becomes_ready, is_at_rest, ready, remove, rests_for, tells};
 use crate::faults::http::{Seen, disturbance::Disturbance};
 use crate::faults::names;
 use crate::faults::rig::Rig;
@@ -165,11 +165,7 @@ pub async fn lists_and_watches_that_end_or_expire_cause_no_write(runner: &Runner
     apply_service(rig, "led").await?;
     becomes_ready(rig, "Service", "led").await?;
     many_watches(rig).await?;
-    wait::until("the operator has seen all and rests", PATIENCE, async || {
-        ensure!(rig.journal.is_quiet_for(LONGEST_PAUSE_OF_A_WATCH), "it still writes");
-        Ok(())
-    })
-    .await?;
+    rests_for(rig, LONGEST_PAUSE_OF_A_WATCH).await?;
     rig.journal.begin(None);
     many_watches(rig).await?;
     rig.api.calm();

@@ -11,7 +11,7 @@ use peristyle_crds::v1alpha1::Service;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{PATIENCE, arrives, is_at_rest};
+use super::{PATIENCE, arrives, is_at_rest, rests_for};
 use crate::faults::http::{Seen, disturbance::Disturbance};
 use crate::faults::runner::Runner;
 use crate::faults::workload::Step;
@@ -28,11 +28,7 @@ pub async fn caches_that_lag_behind_bring_nothing_back(runner: &Runner) -> Resul
     runner.walk(&[Step::Move]).await?;
     // Its children are gone before the operator hears that the Service is.
     runner.walk(&[Step::Delete]).await?;
-    wait::until("the operator rests", PATIENCE, async || {
-        ensure!(rig.journal.is_quiet_for(Duration::from_secs(4)), "it still writes");
-        Ok(())
-    })
-    .await?;
+    rests_for(rig, Duration::from_secs(4)).await?;
     let effects = rig.journal.entries().effects;
     let made: Vec<_> = effects.into_keys().filter(|effect| effect.starts_with("create ")).collect();
     ensure!(made.is_empty(), "after the deletion there was: {made:?}");
