@@ -32,6 +32,7 @@ pub mod stack;
 pub mod state;
 pub mod substrate;
 pub mod team;
+pub mod unasked_edge;
 pub mod wait;
 
 /// The directory of the workspace that this crate was built from.

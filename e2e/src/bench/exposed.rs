@@ -4,16 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::PostParams;
-use kube::{Api, Client};
-use peristyle_crds::v1alpha1::EdgeClass;
-use serde_json::json;
+use kube::Client;
 
 use super::load;
 use super::subject::{QUIET, Subject};
 use crate::control_plane::ControlPlane;
-use crate::stack::SYSTEM_NAMESPACE;
+use crate::unasked_edge;
 
 const NAMESPACE: &str = "exposed";
 
@@ -38,7 +34,7 @@ pub async fn measure(
     counts: [usize; 2],
 ) -> Result<Vec<Exposed>> {
     super::create_namespace(client, NAMESPACE).await?;
-    edge(client).await?;
+    unasked_edge::create(client).await?;
     let operator = Subject::start(program, plane).await?;
     let mut batches = Vec::new();
     let mut beside = 0;
@@ -53,24 +49,4 @@ pub async fn measure(
     }
     operator.stop().await?;
     Ok(batches)
-}
-
-/// A class whose edge is not asked, and the pod that answers what is refused.
-async fn edge(client: &Client) -> Result<()> {
-    let class: EdgeClass = serde_json::from_value(json!({
-        "apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
-        "metadata": {"name": "public", "annotations": {"peristyle.dev/is-default-class": "true"}},
-        "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-                 "hosts": {"template": "{service}.{namespace}.test"}}
-    }))?;
-    Api::all(client.clone()).create(&PostParams::default(), &class).await?;
-    let slice: EndpointSlice = serde_json::from_value(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": "edge-errors-1", "namespace": SYSTEM_NAMESPACE,
-                     "labels": {"kubernetes.io/service-name": "edge-errors"}},
-        "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
-        "endpoints": [{"addresses": ["192.0.2.1"], "conditions": {"ready": true}}]
-    }))?;
-    Api::namespaced(client.clone(), SYSTEM_NAMESPACE).create(&PostParams::default(), &slice).await?;
-    Ok(())
 }

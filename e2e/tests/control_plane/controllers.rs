@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::operated::{NAMESPACE, Operated};
-use e2e::{stack, wait};
+use e2e::{stack, unasked_edge, wait};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
         core::v1::{ConfigMap, Service as CoreService, ServiceAccount},
-        discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
 };
@@ -22,7 +21,7 @@ use kube::{
     },
 };
 use peristyle::commands::render::{input::Input, render};
-use peristyle_crds::v1alpha1::{EdgeClass, Service};
+use peristyle_crds::v1alpha1::Service;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -36,21 +35,7 @@ struct Bench(Operated);
 impl Bench {
     async fn start() -> Result<Self> {
         let mut operated = Operated::prepare().await?;
-        let class: EdgeClass = serde_json::from_value(json!({
-            "apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
-            "metadata": {"name": "public", "annotations": {"peristyle.dev/is-default-class": "true"}},
-            "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-                     "hosts": {"template": "{service}.{namespace}.example.com"}}
-        }))?;
-        Api::<EdgeClass>::all(operated.client.clone()).create(&PostParams::default(), &class).await?;
-        // Stands for the pods of edge-errors, which no node runs here.
-        let slice: EndpointSlice = serde_json::from_value(json!({
-            "metadata": {"name": "edge-errors", "labels": {"kubernetes.io/service-name": "edge-errors"}},
-            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
-            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]
-        }))?;
-        let slices: Api<EndpointSlice> = Api::namespaced(operated.client.clone(), stack::SYSTEM_NAMESPACE);
-        slices.create(&PostParams::default(), &slice).await?;
+        unasked_edge::create(&operated.client).await?;
         operated.operate("first").await?;
         Ok(Self(operated))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::operated::{NAMESPACE, Operated};
-use e2e::{stack::SYSTEM_NAMESPACE, wait};
+use e2e::{unasked_edge, wait};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ fn folder() -> PathBuf {
     e2e::workspace().join("e2e/tests/control_plane/misuse")
 }
 
-/// What is right: classes, and Services that policies aim at.
+/// What is right: a class, and Services that policies aim at.
 fn surroundings() -> Value {
     let object = |kind: &str, name: &str, spec: Value| {
         json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": kind, "spec": spec, "metadata": {
@@ -97,12 +97,6 @@ fn surroundings() -> Value {
         "oplURL": "http://127.0.0.1:1", "namespacesConfigMap": configured});
     let exposed = json!({"image": "registry.example.com/orders:1", "expose": [{"name": "public"}]});
     let items = [
-        object(
-            "EdgeClass",
-            "public",
-            json!({"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-            "hosts": {"template": "{service}.{namespace}.example.com"}}),
-        ),
         object(
             "AuthClass",
             "standard",
@@ -151,19 +145,9 @@ async fn told(operated: &Operated, name: &str, answer: &Answer, parts: &[&str]) 
 async fn every_mistake_is_refused_or_reported_with_field_value_and_remedy() {
     let mut operated = Operated::prepare().await.unwrap();
     operated.operate("operator").await.unwrap();
+    unasked_edge::create(&operated.client).await.unwrap();
     let apply = ["apply", "--server-side", "-n", NAMESPACE, "-f", "-"];
     operated.plane.kubectl_with_input(&apply, &surroundings().to_string()).await.unwrap();
-    // Stands for the pods of edge-errors, which no node runs here.
-    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "edge-errors", "namespace": SYSTEM_NAMESPACE,
-                     "labels": {"kubernetes.io/service-name": "edge-errors"}},
-        "ports": [{"name": "http", "port": 8080}],
-        "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]});
-    operated
-        .plane
-        .kubectl_with_input(&["apply", "--server-side", "-f", "-"], &slice.to_string())
-        .await
-        .unwrap();
     let mut problems = Vec::new();
     for (name, answer, parts) in &MISTAKES {
         if let Err(error) = told(&operated, name, answer, parts).await {

@@ -8,7 +8,7 @@ use crate::controllers::rendered;
 use crate::server::{Account, Server};
 use anyhow::{Context, Result, ensure};
 use e2e::operated::{NAMESPACE, Operated};
-use e2e::{stack::SYSTEM_NAMESPACE, wait};
+use e2e::{stack::SYSTEM_NAMESPACE, unasked_edge, wait};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, ResourceExt,
@@ -57,20 +57,11 @@ impl Bench {
              "stringData": {"username": user, "password": password}},
             {"apiVersion": "peristyle.dev/v1alpha1", "kind": "DatabaseClass",
              "metadata": {"name": "pg", "annotations": default},
-             "spec": {"engine": "PostgreSQL", "provider": "External", "external": external}},
-            {"apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
-             "metadata": {"name": "public", "annotations": default},
-             "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-                      "hosts": {"template": "{service}.{namespace}.example.com"}}},
-            // Stands for the pods of edge-errors, which no node runs here.
-            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-             "metadata": {"name": "edge-errors", "namespace": SYSTEM_NAMESPACE,
-                          "labels": {"kubernetes.io/service-name": "edge-errors"}},
-             "ports": [{"name": "http", "port": 8080}],
-             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]}
+             "spec": {"engine": "PostgreSQL", "provider": "External", "external": external}}
         ]);
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
         bench.operated.plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &list).await?;
+        unasked_edge::create(&bench.operated.client).await?;
         Ok(bench)
     }
 

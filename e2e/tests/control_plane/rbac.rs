@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use e2e::audit::Request;
 use e2e::operated::{NAMESPACE, Operated};
 use e2e::replica::{self, Replica};
-use e2e::{stack::SYSTEM_NAMESPACE, wait};
+use e2e::{stack::SYSTEM_NAMESPACE, unasked_edge, wait};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use peristyle::commands::render::{input::Input, render};
 use serde::Deserialize;
@@ -219,6 +219,7 @@ impl Bench {
             json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": kind, "spec": spec,
                    "metadata": {"name": name, "annotations": default}})
         };
+        unasked_edge::create(&self.operated.client).await?;
         let Account { user, password } = self.server.creator();
         let embedded = json!({"engine": "PostgreSQL", "provider": "Embedded",
             "embedded": {"image": "p:15", "binDir": "/usr/lib/postgresql/15/bin", "user": 999}});
@@ -234,13 +235,6 @@ impl Bench {
             json!({"apiVersion": "v1", "kind": "Secret",
                    "metadata": {"name": "pg-admin", "namespace": SYSTEM_NAMESPACE},
                    "stringData": {"username": user, "password": password}}),
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-                   "metadata": {"name": "edge-errors", "namespace": SYSTEM_NAMESPACE,
-                                "labels": {"kubernetes.io/service-name": "edge-errors"}},
-                   "ports": [{"name": "http", "port": 8080}],
-                   "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]}),
-            class("EdgeClass", "public", json!({"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-                "hosts": {"template": "{service}.{namespace}.example.com"}})),
             class("AuthClass", "standard", json!({
                 "oathkeeper": {"namespace": SYSTEM_NAMESPACE, "service": "oathkeeper-api", "rulesConfigMap": "rules"},
                 "keto": {"readURL": "http://127.0.0.1:1", "writeURL": "http://127.0.0.1:1", "oplURL": "http://127.0.0.1:1",

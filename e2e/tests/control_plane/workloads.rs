@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::operated::{NAMESPACE, Operated};
-use e2e::{stack, wait};
+use e2e::wait;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v1::Scale,
@@ -41,24 +41,6 @@ impl Bench {
 
     async fn apply(&self, name: &str, spec: Value) -> Result<()> {
         self.0.team().apply("Service", name, &spec).await
-    }
-
-    /// Gives routes a class, and the error backend a pod, which no node runs here.
-    async fn edge(&self) -> Result<()> {
-        let items = json!([
-            {"apiVersion": "peristyle.dev/v1alpha1", "kind": "EdgeClass",
-             "metadata": {"name": "public", "annotations": {"peristyle.dev/is-default-class": "true"}},
-             "spec": {"provider": "Traefik", "traefik": {"entryPoints": ["web"]},
-                      "hosts": {"template": "{service}.{namespace}.example.com"}}},
-            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-             "metadata": {"name": "edge-errors", "namespace": stack::SYSTEM_NAMESPACE,
-                          "labels": {"kubernetes.io/service-name": "edge-errors"}},
-             "ports": [{"name": "http", "port": 8080}],
-             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]}
-        ]);
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-        self.0.plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &list).await?;
-        Ok(())
     }
 
     /// Objects of Traefik in the tests' namespace.

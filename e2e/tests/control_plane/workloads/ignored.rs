@@ -1,7 +1,7 @@
 //! Children that a team takes into its own hands.
 
 use anyhow::ensure;
-use e2e::wait;
+use e2e::{unasked_edge, wait};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Service as CoreService, ServiceAccount},
@@ -51,7 +51,7 @@ async fn an_ignored_child_is_left_alone_unless_it_protects() {
 #[tokio::test]
 async fn every_child_that_protects_nothing_can_be_taken_over_and_no_route_can() {
     let bench = Bench::start().await.unwrap();
-    bench.edge().await.unwrap();
+    unasked_edge::create(&bench.0.client).await.unwrap();
     let spec = |args: &str| {
         json!({"image": "x:1", "replicas": 2, "args": [args],
             "expose": [{"name": "public", "auth": {"mode": "Public"}}]})

@@ -9,7 +9,7 @@ use e2e::faults::http::{HttpProxy, Upstream};
 use e2e::faults::journal::Journal;
 use e2e::faults::names;
 use e2e::faults::operator::Operator;
-use e2e::replica;
+use e2e::{replica, unasked_edge};
 use kube::{ResourceExt, api::ListParams};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ async fn objects(bench: &Bench) -> Result<Vec<(String, Option<String>)>> {
 #[tokio::test]
 async fn routes_that_are_listed_late_keep_their_middlewares_and_transports() {
     let mut bench = Bench::start().await.unwrap();
-    bench.edge().await.unwrap();
+    unasked_edge::create(&bench.0.client).await.unwrap();
     let exposed =
         json!({"image": "x:1", "replicas": 0, "expose": [{"name": "public", "auth": {"mode": "Public"}}]});
     bench.apply("orders", exposed).await.unwrap();
