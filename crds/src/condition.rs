@@ -58,6 +58,15 @@ macro_rules! reasons {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant),)+ }
             }
+
+            /// The reason of this word; `None` for one that another version of the operator wrote.
+            #[must_use]
+            pub fn named(word: &str) -> Option<Self> {
+                match word {
+                    $(stringify!($variant) => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
         }
     };
 }

@@ -25,7 +25,7 @@ fn service(spec: &str) -> Service {
 fn database(roles: &[RoleName]) -> Observed {
     let view = DatabaseView {
         message: "server down".to_owned(),
-        unreachable: None,
+        outage: None,
         secrets: roles.iter().map(|role| (*role, format!("{role:?}").to_lowercase())).collect(),
         server: None,
     };
@@ -68,32 +68,36 @@ fn a_database_without_credentials_holds_the_rollout(
 #[case::away("Unknown", "no answer")]
 #[case::refused("False", "spec.name: is immutable")]
 fn a_database_that_was_ready_once_holds_nothing_back(#[case] ready: &str, #[case] message: &str) {
-    let validated = bound_to("Ready", ready, message);
+    let validated = bound_to(["Ready", ready, "Any"], message);
     assert_eq!(held(&validated), None);
     assert_eq!(validated.databases.state, State::Good);
 }
 
-#[test]
-fn a_server_that_is_away_is_told_by_the_service_and_touches_nothing() {
-    let validated = bound_to("ServerReachable", "Unknown", "pg:5432 does not answer");
+#[rstest]
+#[case::away("Unknown", "ServerUnreachable", Reason::ServerUnreachable)]
+#[case::shut_to_us("False", "InsufficientPrivileges", Reason::InsufficientPrivileges)]
+#[case::in_words_of_another_version("Unknown", "Asleep", Reason::ServerUnreachable)]
+fn a_server_that_cannot_be_used_is_told_by_the_service_and_touches_nothing(
+    #[case] status: &str,
+    #[case] word: &str,
+    #[case] told: Reason,
+) {
+    let validated = bound_to(["ServerReachable", status, word], "pg:5432 does not answer");
     assert_eq!(held(&validated), None);
     let Finding { condition, state, reason, message } = validated.databases;
-    assert_eq!(
-        (condition, state, reason),
-        (types::DATABASES_READY, State::Unknown, Reason::ServerUnreachable)
-    );
+    assert_eq!((condition, state, reason), (types::DATABASES_READY, State::Unknown, told));
     assert_eq!(message, "Database o: pg:5432 does not answer");
 }
 
 /// A Service bound to a Database that was ready once, of which one condition says something else now.
-fn bound_to(condition: &str, status: &str, message: &str) -> Validated {
+fn bound_to([condition, status, reason]: [&str; 3], message: &str) -> Validated {
     let database: Database = serde_json::from_value(json!({
         "metadata": {"name": "o", "namespace": "shop", "generation": 2},
         "spec": {"className": "postgres"},
         "status": {
             "observedGeneration": 1,
             "roles": [{"role": "Writer", "secretName": "o-db", "activeSlot": "A"}],
-            "conditions": [{"type": condition, "status": status, "reason": "Any", "message": message,
+            "conditions": [{"type": condition, "status": status, "reason": reason, "message": message,
                 "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]
         }
     }))

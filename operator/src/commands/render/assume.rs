@@ -90,7 +90,7 @@ fn database(input: &Input, namespace: &str, name: &str) -> DatabaseView {
     };
     DatabaseView {
         message: String::new(),
-        unreachable: None,
+        outage: None,
         secrets: [
             (RoleName::Writer, secret(roles.writer, "db")),
             (RoleName::Reader, secret(roles.reader, "db-ro")),

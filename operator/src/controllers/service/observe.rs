@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use peristyle_crds::{
-    condition::types,
+    condition::{Reason, types},
     v1alpha1::{
         Database, EdgeClass, Service,
         database::RoleName,
@@ -79,14 +79,23 @@ pub struct DependencyView {
 pub struct DatabaseView {
     /// What its condition Ready says.
     pub message: String,
-    /// Why its server cannot be reached, when it was asked last.
-    pub unreachable: Option<String>,
+    /// Why its server could not be used, when it was asked last.
+    pub outage: Option<Outage>,
     /// Secret of each role that the server once let in; none before it was provisioned. Kept by
     /// its status whatever happens later: a change of its spec, or an outage of the server, is no
     /// reason to touch who uses it.
     pub secrets: BTreeMap<RoleName, String>,
     /// Host and port of its server.
     pub server: Option<(String, i32)>,
+}
+
+/// What its condition says of a server that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Outage {
+    /// Its words.
+    pub message: String,
+    /// The word for it.
+    pub reason: Reason,
 }
 
 /// An expose entry.
@@ -197,7 +206,10 @@ impl DatabaseView {
         Self {
             message: condition(types::READY)
                 .map_or_else(|| "not observed yet".to_owned(), |c| c.message.clone()),
-            unreachable: server.map(|c| c.message.clone()),
+            outage: server.map(|server| Outage {
+                message: server.message.clone(),
+                reason: Reason::named(&server.reason).unwrap_or(Reason::ServerUnreachable),
+            }),
             secrets: status.roles.into_iter().map(|role| (role.role, role.secret_name)).collect(),
             server: status.server.map(|server| (server.host, server.port)),
         }

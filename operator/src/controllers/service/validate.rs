@@ -7,7 +7,7 @@ pub mod lifetime;
 pub mod probe;
 pub mod problems;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::EnvVar;
 use peristyle_crds::{
@@ -187,11 +187,11 @@ pub struct BoundSecrets {
 /// of the binding.
 fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<String, BoundSecrets>) {
     let mut secrets = BTreeMap::new();
-    let (mut problems, mut away) = (Vec::new(), BTreeSet::new());
+    let (mut problems, mut away) = (Vec::new(), BTreeMap::new());
     for binding in &service.spec.databases {
         let view = observed.databases.get(&binding.database);
-        if let Some(message) = view.and_then(|view| view.unreachable.as_ref()) {
-            away.insert(format!("Database {}: {message}", binding.database));
+        if let Some(outage) = view.and_then(|view| view.outage.as_ref()) {
+            away.insert(&binding.database, outage);
         }
         match bound(service, binding, observed) {
             Ok(bound) => drop(secrets.insert(binding.name.clone(), bound)),
@@ -200,16 +200,19 @@ fn databases(service: &Service, observed: &Observed) -> (Finding, BTreeMap<Strin
             Err(problem) => problems.push(problem),
         }
     }
-    let finding = match problems.first() {
-        None if service.spec.databases.is_empty() => {
+    let told = away.iter().map(|(name, outage)| format!("Database {name}: {}", outage.message));
+    let finding = match (problems.first(), away.values().next()) {
+        (Some(_), _) => {
+            Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, problems.join("; "))
+        }
+        (None, Some(outage)) => {
+            let message = told.collect::<Vec<_>>().join("; ");
+            Finding::unknown(types::DATABASES_READY, outage.reason, message)
+        }
+        (None, None) if service.spec.databases.is_empty() => {
             Finding::good(types::DATABASES_READY, "no database is bound")
         }
-        None if !away.is_empty() => {
-            let message = away.into_iter().collect::<Vec<_>>().join("; ");
-            Finding::unknown(types::DATABASES_READY, Reason::ServerUnreachable, message)
-        }
-        None => Finding::good(types::DATABASES_READY, "every database has credentials"),
-        Some(_) => Finding::waiting(types::DATABASES_READY, Reason::DatabaseNotReady, problems.join("; ")),
+        (None, None) => Finding::good(types::DATABASES_READY, "every database has credentials"),
     };
     (finding, secrets)
 }
