@@ -42,8 +42,9 @@ fn protection() -> impl Strategy<Value = RouteProtection> {
             reason: Reason::PropagatingRules,
             message: "1 of 2 pods".to_owned()
         }),
-        select(vec!["h0", "h1"]).prop_map(|hash| RouteProtection::Changing {
-            hash: hash.to_owned(),
+        select(vec!["a.test", "b.test"]).prop_map(|host| RouteProtection::Changing {
+            hash: "h1".to_owned(),
+            hosts: [host.to_owned()].into(),
             decisions_url: DECISIONS.to_owned(),
             reason: Reason::PropagatingRules,
             message: "1 of 2 pods".to_owned()
@@ -195,13 +196,12 @@ proptest! {
         for route in &route::routes(&service, &observed).routes {
             let expose = service.spec.expose.iter().find(|expose| expose.name == route.expose).unwrap();
             let ExposeView::Served { protection, hosts, .. } = &observed.exposes[&route.expose] else { continue };
-            let goes_on = || matches!(
-                (&hosts[route.host.as_str()].serving, protection),
-                (
-                    Some(Guard::Decided { hash: served, .. }),
-                    RouteProtection::Unknown { hash, .. } | RouteProtection::Changing { hash, .. }
-                ) if served == hash
-            );
+            let host = route.host.as_str();
+            let goes_on = || match (&hosts[host].serving, protection) {
+                (Some(Guard::Decided { hash: served, .. }), RouteProtection::Unknown { hash, .. }) => served == hash,
+                (Some(Guard::Decided { .. }), RouteProtection::Changing { hosts, .. }) => hosts.contains(host),
+                _ => false,
+            };
             match &route.guard {
                 Guard::Open => prop_assert_eq!(expose.auth_mode(), AuthMode::Public),
                 Guard::Decided { .. } => {
@@ -500,8 +500,9 @@ fn while_traefiks_kinds_are_not_all_in_the_caches_nothing_is_taken_back() {
 fn what_is_served_while_a_policy_is_unknown_must_ask_where_its_class_says() {
     let unknown = RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: DECISIONS.to_owned() };
     let serving = |url: &str| Guard::Decided { decisions_url: url.to_owned(), hash: "h1".to_owned() };
-    assert_eq!(Guard::required(&unknown, Some(&serving(DECISIONS))), serving(DECISIONS));
-    assert_eq!(Guard::required(&unknown, Some(&serving("http://evil.test/"))), Guard::Withheld);
+    let host = Host::parse("a.test").unwrap();
+    assert_eq!(Guard::required(&unknown, &host, Some(&serving(DECISIONS))), serving(DECISIONS));
+    assert_eq!(Guard::required(&unknown, &host, Some(&serving("http://evil.test/"))), Guard::Withheld);
 }
 
 #[test]

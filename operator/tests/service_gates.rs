@@ -8,7 +8,7 @@ use peristyle::{
         references::{Reference, required},
         validate::{Validated, access::peers, validate},
     },
-    edge::route::{Guard, RouteProtection},
+    edge::route::{Guard, Host, RouteProtection},
 };
 use peristyle_crds::{
     condition::{Reason, types},
@@ -243,17 +243,39 @@ fn only_ready_pods_of_one_family_answer_for_the_edge() {
 }
 
 #[test]
-fn a_route_goes_on_only_for_the_very_policy_that_protects_it() {
-    let decided =
-        |hash: &str| Guard::Decided { decisions_url: "http://o/decisions".to_owned(), hash: hash.to_owned() };
-    let unknown =
-        RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: "http://o/decisions".to_owned() };
-    assert_eq!(Guard::required(&unknown, Some(&decided("h1"))), decided("h1"));
-    for serving in [None, Some(Guard::Open), Some(Guard::Withheld), Some(decided("h0"))] {
-        assert_eq!(Guard::required(&unknown, serving.as_ref()), Guard::Withheld);
+fn a_route_goes_on_only_by_rules_that_are_known_to_decide_it() {
+    let url = || "http://o/decisions".to_owned();
+    let decided = |hash: &str| Guard::Decided { decisions_url: url(), hash: hash.to_owned() };
+    let host = Host::parse("o.test").unwrap();
+    let required = |protection: &RouteProtection, serving: Option<Guard>| {
+        Guard::required(protection, &host, serving.as_ref())
+    };
+    let not_served = || [None, Some(Guard::Open), Some(Guard::Withheld)];
+
+    let unknown = RouteProtection::Unknown { hash: "h1".to_owned(), decisions_url: url() };
+    assert_eq!(required(&unknown, Some(decided("h1"))), decided("h1"));
+    for serving in not_served().into_iter().chain([Some(decided("h0"))]) {
+        assert_eq!(required(&unknown, serving), Guard::Withheld);
     }
+
+    let changing = |hosts: &[&str]| RouteProtection::Changing {
+        hash: "h1".to_owned(),
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        decisions_url: url(),
+        reason: Reason::PropagatingRules,
+        message: String::new(),
+    };
+    for served in ["h1", "h0"] {
+        assert_eq!(required(&changing(&["o.test", "p.test"]), Some(decided(served))), decided("h1"));
+        assert_eq!(required(&changing(&["p.test"]), Some(decided(served))), Guard::Withheld, "a new host");
+    }
+    let elsewhere = Guard::Decided { decisions_url: "http://evil.test/".to_owned(), hash: "h1".to_owned() };
+    for serving in not_served().into_iter().chain([Some(elsewhere)]) {
+        assert_eq!(required(&changing(&["o.test"]), serving), Guard::Withheld);
+    }
+
     let pending = RouteProtection::Pending { reason: Reason::PropagatingRules, message: String::new() };
     for protection in [RouteProtection::None, pending] {
-        assert_eq!(Guard::required(&protection, Some(&decided("h1"))), Guard::Withheld);
+        assert_eq!(required(&protection, Some(decided("h1"))), Guard::Withheld);
     }
 }

@@ -107,7 +107,9 @@ impl Caller {
 /// The policy with these public prefixes besides the protected one.
 fn opening(prefixes: &[&str], on_tighten: Option<&str>) -> Value {
     let mut policy = shop::echo_policy();
-    let public = |(index, path): (usize, &&str)| json!({"name": format!("open{index}"), "match": {"http": [{"path": {"prefix": path}}]}, "public": {}});
+    // With the methods of the policy that is there, so that the first change forbids nothing.
+    let matching = |path: &str| json!({"http": [{"path": {"prefix": path}, "methods": ["GET", "POST"]}]});
+    let public = |(index, path): (usize, &&str)| json!({"name": format!("open{index}"), "match": matching(path), "public": {}});
     let mine = policy["rules"][1].clone();
     policy["rules"] = prefixes.iter().enumerate().map(public).chain([mine]).collect();
     if let Some(on_tighten) = on_tighten {
@@ -135,8 +137,12 @@ async fn routes_stay_up_while_rules_loosen_or_the_policy_says_so_and_what_is_for
     .unwrap();
 
     let (kept, closed) = (Caller::start(&gate, "/open"), Caller::start(&gate, "/secret"));
-    // Looser, then stricter and looser at once with Serve, then stricter.
-    change(&gate, &opening(&["/open", "/more", "/other"], None)).await;
+    // Looser several times, each at once after the one before: the route still bears
+    // the hash of older rules. Then stricter and looser together with Serve, then stricter.
+    let paths = ["/open", "/more", "/other", "/a", "/b", "/c"];
+    for allowed in 3..=paths.len() {
+        change(&gate, &opening(&paths[..allowed], None)).await;
+    }
     change(&gate, &opening(&["/open", "/other", "/third"], Some("Serve"))).await;
     // Programmed is said after every pod has the rules: no call is decided by the old ones.
     assert_eq!([status("/more").await, status("/third").await], [403, 200]);

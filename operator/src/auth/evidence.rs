@@ -66,7 +66,7 @@ pub fn stand(
     evidence: Evidence,
 ) -> Standing {
     let is_inherited = was_published && before.is_none();
-    let same = before.filter(|before| before.hash == compiled.hash);
+    let same = before.filter(|before| before.rules.hash == compiled.hash);
     match (evidence, same.map(|before| &before.standing)) {
         // What is live stays live until a pod says otherwise: with Keto or every
         // Oathkeeper pod away each call is refused all the same.

@@ -1,6 +1,8 @@
 //! How a route is protected: what the Service controller asks before it
 //! publishes one.
 
+use std::collections::BTreeSet;
+
 use kube::ResourceExt;
 use peristyle_crds::{
     condition::Reason,
@@ -43,12 +45,14 @@ pub enum Protection {
         message: String,
     },
     /// Its rules change and are not live yet; until then the pods decide by the
-    /// rules that were, or by these. A route that is served by those stays up.
+    /// rules that were, or by these. A route that is decided by those stays up.
     Changing {
         /// Name of the policy.
         policy: String,
         /// Hash of the rules that were live.
         hash: String,
+        /// Hosts that they decide, and all rules since by which some pod may decide.
+        hosts: BTreeSet<String>,
         /// Where the edge asks for decisions.
         decisions_url: String,
         /// Why the new ones are not live.
@@ -104,10 +108,15 @@ pub fn decide(
     let stays_up = on_tighten == OnTighten::Serve
         || publication.earlier.iter().all(|earlier| !tightens(&earlier.allowed, &compiled.allowed));
     match publication.standing {
-        Standing::Pending { reason, message } if stays_up && let Some(live) = publication.earlier.first() => {
+        Standing::Pending { reason, message }
+            if stays_up && let [live, since @ ..] = &publication.earlier[..] =>
+        {
+            // A host that was another policy's meanwhile may be decided by that one.
+            let hosts = since.iter().fold(live.hosts.clone(), |hosts, earlier| &hosts & &earlier.hosts);
             Protection::Changing {
                 policy,
                 hash: live.hash.clone(),
+                hosts,
                 decisions_url: decisions_url(class),
                 reason,
                 message,

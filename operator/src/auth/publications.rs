@@ -2,7 +2,7 @@
 //! restart everything is unknown until it is seen again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,7 +12,11 @@ use peristyle_crds::{condition::Reason, v1alpha1::AuthPolicy};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
-use super::{compile::Allowed, key::PolicyKey, relations::Refusals};
+use super::{
+    compile::{Allowed, Compiled},
+    key::PolicyKey,
+    relations::Refusals,
+};
 
 /// Changes that a slow controller may be behind.
 const BUFFER: usize = 1024;
@@ -37,8 +41,8 @@ pub enum Standing {
 /// The rules of a policy as last published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
-    /// Hash of the compiled rules.
-    pub hash: String,
+    /// The rules.
+    pub rules: Ruleset,
     /// How they stand.
     pub standing: Standing,
     /// Tuples of the policy that Keto has, once that is known.
@@ -46,20 +50,27 @@ pub struct Publication {
     /// Why Keto may not have the policy's relations as they are now. The rules
     /// stay live: who has no relation is refused.
     pub relations: Option<(Reason, String)>,
-    /// Which requests each rule allows.
-    pub allowed: Arc<[Allowed]>,
     /// While these rules are not live: those that were, and all since by which
     /// some pod may decide, oldest first. Empty when none were live.
-    pub earlier: Vec<Earlier>,
+    pub earlier: Vec<Ruleset>,
 }
 
-/// Rules by which a pod may still decide.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Earlier {
+/// Rules by which a pod decides, or may still decide.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ruleset {
     /// Hash of the compiled rules.
     pub hash: String,
     /// Which requests each rule allows.
     pub allowed: Arc<[Allowed]>,
+    /// Hosts that the rules decide.
+    pub hosts: BTreeSet<String>,
+}
+
+impl From<&Compiled> for Ruleset {
+    fn from(compiled: &Compiled) -> Self {
+        let Compiled { hash, allowed, territory, .. } = compiled;
+        Self { hash: hash.clone(), allowed: allowed.clone(), hosts: territory.hosts.clone() }
+    }
 }
 
 impl Publication {
@@ -67,22 +78,21 @@ impl Publication {
     #[must_use]
     pub fn unknown(hash: &str) -> Self {
         Self {
-            hash: hash.to_owned(),
+            rules: Ruleset { hash: hash.to_owned(), ..Ruleset::default() },
             standing: Standing::Unknown,
             tuples: None,
             relations: None,
-            allowed: Arc::default(),
             earlier: Vec::new(),
         }
     }
 
     /// What a pod may still decide by when `hash` is to follow this publication.
     #[must_use]
-    pub fn before(&self, hash: &str) -> Vec<Earlier> {
-        if self.hash == hash {
+    pub fn before(&self, hash: &str) -> Vec<Ruleset> {
+        if self.rules.hash == hash {
             return self.earlier.clone();
         }
-        let own = Earlier { hash: self.hash.clone(), allowed: self.allowed.clone() };
+        let own = self.rules.clone();
         match self.standing {
             Standing::Live => vec![own],
             // Only from rules that were live can one go on without a gap.
@@ -123,18 +133,17 @@ impl Publications {
             return Publication::unknown(hash);
         };
         let published = class.publications.get(policy);
-        match published.filter(|publication| publication.hash == hash) {
+        match published.filter(|publication| publication.rules.hash == hash) {
             Some(publication) => publication.clone(),
             None => Publication {
-                hash: hash.to_owned(),
                 standing: Standing::Pending {
                     reason: Reason::PropagatingRules,
                     message: format!("rules {hash} are not published yet"),
                 },
                 tuples: published.and_then(|publication| publication.tuples),
                 relations: published.and_then(|publication| publication.relations.clone()),
-                allowed: Arc::default(),
                 earlier: published.map(|publication| publication.before(hash)).unwrap_or_default(),
+                ..Publication::unknown(hash)
             },
         }
     }
@@ -150,13 +159,9 @@ impl Publications {
     pub fn allowed(&self, hash: &str) -> Option<Arc<[Allowed]>> {
         let classes = self.lock();
         let publications = classes.values().flat_map(|class| class.publications.values());
-        let of = |publication: &Publication| {
-            if publication.hash == hash {
-                return Some(publication.allowed.clone());
-            }
-            publication.earlier.iter().find(|earlier| earlier.hash == hash).map(|found| found.allowed.clone())
-        };
-        publications.into_iter().find_map(of)
+        let mut rules =
+            publications.flat_map(|publication| publication.earlier.iter().chain([&publication.rules]));
+        rules.find(|rules| rules.hash == hash).map(|rules| rules.allowed.clone())
     }
 
     /// The models of a class that Keto refused.

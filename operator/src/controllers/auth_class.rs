@@ -179,11 +179,10 @@ async fn reconcile(
             _ => before.get(key).map(|before| before.before(&compiled.hash)).unwrap_or_default(),
         };
         let publication = Publication {
-            hash: compiled.hash.clone(),
+            rules: compiled.into(),
             standing,
             tuples: keto.applied(plan.tuples.get(key)),
             relations: blocked,
-            allowed: compiled.allowed.clone(),
             earlier,
         };
         publications.insert(key.clone(), publication);

@@ -1,5 +1,7 @@
 //! A route as every edge understands it; no provider's words.
 
+use std::collections::BTreeSet;
+
 use peristyle_crds::{condition::Reason, v1alpha1::PathMatch};
 
 /// What the policies say about a route that requires one.
@@ -21,11 +23,13 @@ pub enum RouteProtection {
         /// The policy and the cause.
         message: String,
     },
-    /// The rules change and the new ones are not live yet; what is served by
+    /// The rules change and the new ones are not live yet; what is decided by
     /// those that were may stay up.
     Changing {
         /// Hash of the rules that were live.
         hash: String,
+        /// Hosts that only the policy decided since.
+        hosts: BTreeSet<String>,
         /// Where decisions are made.
         decisions_url: String,
         /// Why the new ones are not live.
@@ -59,23 +63,31 @@ pub enum Guard {
 }
 
 impl Guard {
-    /// The guard of a route that requires a policy.
+    /// The guard of a route to `host` that requires a policy.
     ///
     /// `serving` is what protects the route at this moment. As long as the
     /// state of the policy is unknown (the operator has just started), what
-    /// already enforces that very policy goes on; anything else is withheld.
+    /// already enforces that very policy goes on. While its rules change, a
+    /// route is served by those that were live if they decide its host: it may
+    /// still bear the hash of older ones when changes follow each other closely.
+    /// Anything else is withheld.
     #[must_use]
-    pub fn required(protection: &RouteProtection, serving: Option<&Self>) -> Self {
-        match (protection, serving) {
-            (RouteProtection::Live { hash, decisions_url }, _) => {
+    pub fn required(protection: &RouteProtection, host: &Host, serving: Option<&Self>) -> Self {
+        let asks = |url: &String| matches!(serving, Some(Self::Decided { decisions_url, .. }) if decisions_url == url);
+        match protection {
+            RouteProtection::Live { hash, decisions_url } => {
                 Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() }
             }
-            // Only the very guard that was live: it may not be put before another route.
-            (
-                RouteProtection::Changing { hash, decisions_url, .. }
-                | RouteProtection::Unknown { hash, decisions_url },
-                Some(serving @ Self::Decided { hash: served, decisions_url: asked }),
-            ) if hash == served && decisions_url == asked => serving.clone(),
+            // They would not decide a host that is new to the policy.
+            RouteProtection::Changing { hash, hosts, decisions_url, .. }
+                if asks(decisions_url) && hosts.contains(host.as_str()) =>
+            {
+                Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() }
+            }
+            RouteProtection::Unknown { hash, decisions_url } => {
+                let known = Self::Decided { decisions_url: decisions_url.clone(), hash: hash.clone() };
+                if serving == Some(&known) { known } else { Self::Withheld }
+            }
             _ => Self::Withheld,
         }
     }

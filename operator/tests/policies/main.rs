@@ -21,7 +21,7 @@ use peristyle::auth::{
     key::PolicyKey,
     plan::Plan,
     protection::{Protection, decide},
-    publications::{Publication, Publications, Standing},
+    publications::{Publication, Publications, Ruleset, Standing},
     relations::Refusals,
 };
 use peristyle_crds::{condition::Reason, v1alpha1::auth_policy::OnTighten};
@@ -372,8 +372,8 @@ fn a_route_is_protected_only_by_the_rules_that_its_policy_compiles_to_now() {
     let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
     let allowed = objects.compile("orders").unwrap().allowed;
     let publish = |hash: &str, standing: Standing| {
-        let (hash, allowed) = (hash.to_owned(), allowed.clone());
-        let publication = Publication { standing, allowed, ..Publication::unknown(&hash) };
+        let rules = Ruleset { hash: hash.to_owned(), allowed: allowed.clone(), ..Ruleset::default() };
+        let publication = Publication { rules, standing, ..Publication::unknown(hash) };
         publications.replace("class", [(key.clone(), publication)].into(), Refusals::new());
     };
     publish(&hash, Standing::Live);
@@ -435,15 +435,15 @@ fn a_route_stays_up_while_rules_change_only_if_nothing_is_forbidden_or_the_polic
     let before = Objects::read(SHOP).compile("orders").unwrap();
     let key = PolicyKey { namespace: "shop".to_owned(), name: "orders".to_owned() };
     let publication = Publication {
+        rules: (&before).into(),
         standing: Standing::Live,
-        allowed: before.allowed,
         ..Publication::unknown(&before.hash)
     };
     publications.replace("class", [(key.clone(), publication.clone())].into(), Refusals::new());
     let more = json!({"name": "more", "match": {"grpc": [{"service": "more.v1.More"}]}, "public": {}});
     let stays_up = |objects: &Objects, publications: &Publications| match protected(objects, publications, 0)
     {
-        Protection::Changing { hash, .. } => hash == before.hash,
+        Protection::Changing { hash, hosts, .. } => hash == before.hash && hosts == before.territory.hosts,
         Protection::Pending { .. } => false,
         other => panic!("{other:?}"),
     };
@@ -457,14 +457,23 @@ fn a_route_stays_up_while_rules_change_only_if_nothing_is_forbidden_or_the_polic
     assert!(stays_up(&serve, &publications));
 
     // A pod may already decide by the looser rules: to go back from them is a tightening.
-    let on_the_way = Publication {
+    let on_the_way = |hosts: &BTreeSet<String>| Publication {
+        rules: Ruleset { hosts: hosts.clone(), ..(&looser.compile("orders").unwrap()).into() },
         standing: Standing::Pending { reason: Reason::PropagatingRules, message: String::new() },
-        allowed: looser.compile("orders").unwrap().allowed,
         earlier: publication.before("looser"),
-        ..Publication::unknown(&looser.compile("orders").unwrap().hash)
+        ..Publication::unknown("looser")
     };
-    publications.replace("class", [(key, on_the_way)].into(), Refusals::new());
+    let publish =
+        |publication| publications.replace("class", [(key.clone(), publication)].into(), Refusals::new());
+    publish(on_the_way(&before.territory.hosts));
     assert!(stays_up(&looser, &publications));
     let renamed = with("/spec/rules/3/name", &json!("healthy"));
     assert!(!stays_up(&renamed, &publications));
+
+    // Of a host that it did not have meanwhile nobody knows whose rules a pod decides by.
+    let both = json!([{"service": "more.v1.More"}, {"service": "another.v1.Another"}]);
+    let looser_still = with("/spec/rules/-", &json!({"name": "more", "match": {"grpc": both}, "public": {}}));
+    assert!(stays_up(&looser_still, &publications));
+    publish(on_the_way(&BTreeSet::new()));
+    assert!(!stays_up(&looser_still, &publications));
 }

@@ -292,9 +292,9 @@ impl From<Protection> for RouteProtection {
             Protection::Pending { policy, reason, message } => {
                 Self::Pending { reason, message: format!("AuthPolicy {policy}: {message}") }
             }
-            Protection::Changing { policy, hash, decisions_url, reason, message } => {
+            Protection::Changing { policy, hash, hosts, decisions_url, reason, message } => {
                 let message = format!("AuthPolicy {policy}: {message}");
-                Self::Changing { hash, decisions_url, reason, message }
+                Self::Changing { hash, hosts, decisions_url, reason, message }
             }
             Protection::Live { policy: _, hash, decisions_url } => Self::Live { hash, decisions_url },
         }

@@ -155,7 +155,7 @@ impl Entry<'_> {
                 }
                 (None, _) if !is_usable => Guard::Withheld,
                 (None, AuthMode::Public) => Guard::Open,
-                (None, AuthMode::Required) => Guard::required(protection, serving.as_ref()),
+                (None, AuthMode::Required) => Guard::required(protection, &host, serving.as_ref()),
             };
             taken.extend(claims);
             if guard != Guard::Withheld {
