@@ -2,12 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 const FIRST: Duration = Duration::from_millis(250);
 const MAX: Duration = Duration::from_secs(300);
+/// The longest time for which news of an object wait because of a failure.
+const RESPITE: Duration = Duration::from_secs(1);
 
 /// First delay of a watch that fails.
 const FIRST_OF_WATCH: Duration = Duration::from_millis(800);
@@ -75,10 +80,35 @@ fn of<'a>(all: &'a mut HashMap<String, Failures>, key: &str, generation: Option<
 /// The delays of one watch that fails: 800 ms doubled each time up to 10 s, plus
 /// or minus a quarter. kube's own go to a minute, for which a standby that takes
 /// over would act on what it saw before an outage.
+///
+/// An API server that has come back no longer has what a watch had seen (410
+/// Gone), and a new list is all that it takes: the first such answer in a row
+/// costs the first delay, however long the outage was.
 #[derive(Debug, Default)]
 pub struct WatchBackoff {
     failures: u32,
     last: Option<Instant>,
+    was_gone: bool,
+    gone: Gone,
+}
+
+/// Whether the failure that is about to be waited for was a 410. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Gone(Arc<AtomicBool>);
+
+impl Gone {
+    /// Notes it of a failure.
+    pub fn note(&self, is_gone: bool) {
+        self.0.store(is_gone, Ordering::Relaxed);
+    }
+}
+
+impl WatchBackoff {
+    /// Where to note each failure before it is waited for.
+    #[must_use]
+    pub fn gone(&self) -> Gone {
+        self.gone.clone()
+    }
 }
 
 impl Iterator for WatchBackoff {
@@ -89,6 +119,11 @@ impl Iterator for WatchBackoff {
             self.failures = 0;
         }
         self.last = Some(Instant::now());
+        let is_gone = self.gone.0.load(Ordering::Relaxed);
+        let was_gone = std::mem::replace(&mut self.was_gone, is_gone);
+        if is_gone && !was_gone {
+            return Some(jitter(FIRST_OF_WATCH));
+        }
         let doubled = FIRST_OF_WATCH.saturating_mul(1 << self.failures.min(8));
         self.failures = self.failures.saturating_add(1);
         Some(jitter(doubled.min(MAX_OF_WATCH)))
@@ -105,8 +140,18 @@ impl kube::runtime::utils::Backoff for WatchBackoff {
 /// 5 min, and up to a quarter more.
 #[must_use]
 pub fn delay(failures: u32) -> Duration {
-    let doubled = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(12));
-    doubled.min(MAX).mul_f64(rand::random_range(1.0..1.25))
+    doubled(failures).min(MAX).mul_f64(rand::random_range(1.0..1.25))
+}
+
+/// How long after `failures` in a row nothing is tried again, whatever is told:
+/// the same up to a second, so that what heals is seen soon.
+#[must_use]
+pub fn respite(failures: u32) -> Duration {
+    doubled(failures).min(RESPITE)
+}
+
+fn doubled(failures: u32) -> Duration {
+    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(12))
 }
 
 /// `delay` plus or minus a quarter, so that objects do not move in step.
@@ -124,6 +169,11 @@ mod tests {
         let about = |delay: Duration, base: Duration| delay >= base && delay <= base.mul_f64(1.25);
         assert!(about(delay(1), FIRST) && about(delay(5), FIRST * 16));
         assert!(about(delay(14), MAX) && about(delay(u32::MAX), MAX));
+    }
+
+    #[test]
+    fn news_wait_as_long_as_the_next_try_but_for_no_more_than_a_second() {
+        assert_eq!([1, 2, 3, 14, u32::MAX].map(respite), [FIRST, FIRST * 2, RESPITE, RESPITE, RESPITE]);
     }
 
     #[test]
@@ -162,9 +212,21 @@ mod tests {
     }
 
     #[test]
+    fn a_watch_lists_soon_when_what_it_had_seen_is_gone_but_not_again_and_again() {
+        let mut delays = WatchBackoff { failures: 9, ..WatchBackoff::default() };
+        let gone = delays.gone();
+        let mut is_soon = |is_gone| {
+            gone.note(is_gone);
+            delays.next().unwrap() <= FIRST_OF_WATCH.mul_f64(1.25)
+        };
+        assert_eq!([false, true, true, true].map(&mut is_soon), [false, true, false, false]);
+        assert_eq!([false, true].map(&mut is_soon), [false, true], "another outage");
+    }
+
+    #[test]
     fn a_watch_that_was_calm_for_long_begins_anew() {
         let long_ago = Instant::now().checked_sub(CALM + Duration::from_secs(1));
-        let mut delays = WatchBackoff { failures: 9, last: long_ago };
+        let mut delays = WatchBackoff { failures: 9, last: long_ago, ..WatchBackoff::default() };
         assert!(delays.next().unwrap() <= FIRST_OF_WATCH.mul_f64(1.25));
     }
 }

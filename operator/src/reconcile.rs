@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::Instrument;
 
 use crate::{
-    backoff::{delay, jitter},
+    backoff::{delay, jitter, respite},
     client,
     conditions::{self, Finding},
     context::Context,
@@ -75,8 +75,12 @@ where
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("failed to write the status: {0}")]
-struct StatusError(#[source] Box<kube::Error>);
+#[error("failed to write the status: {source}")]
+struct StatusError {
+    source: Box<kube::Error>,
+    /// News of the object came meanwhile and waited.
+    has_news: bool,
+}
 
 /// Runs the controller of `K` until the process ends.
 ///
@@ -115,8 +119,15 @@ pub async fn run_closing<K, C, Closed, F, Fut, E>(
     Fut: Future<Output = Result<Outcome<K::Status>, E>> + Send + 'static,
     E: Classified,
 {
-    let own = roots.changes().map(|object| ObjectRef::from_obj(&*object)).boxed();
-    let queue = futures::stream::select_all(triggers.into_iter().chain([own]))
+    let (seen, cache) = (ctx.clone(), roots.store().clone());
+    let own = roots.changes().filter_map(move |object| {
+        let reference = ObjectRef::from_obj(&*object);
+        // One that is gone has none there.
+        let version = cache.get(&reference).and_then(|object| object.resource_version());
+        let is_news = !seen.unseen.is_known(&key(&*object), version.as_deref());
+        std::future::ready(is_news.then_some(reference))
+    });
+    let queue = futures::stream::select_all(triggers.into_iter().chain([own.boxed()]))
         .map(Ok::<ObjectRef<K>, std::convert::Infallible>);
     let unreadable = roots.unreadable();
     let pass = move |object: Arc<K>, ctx: Arc<Context>| {
@@ -133,8 +144,9 @@ pub async fn run_closing<K, C, Closed, F, Fut, E>(
         let generation = object.meta().generation;
         let failures = ctx.backoff.fail(&key, generation);
         let pause = client::pause_asked_by(error).unwrap_or_default();
-        ctx.backoff.hold(&key, generation, pause);
-        Action::requeue(delay(failures).max(pause))
+        ctx.backoff.hold(&key, generation, respite(failures).max(pause));
+        // Another spec is not held up by what failed with the one before.
+        Action::requeue(if error.has_news { Duration::ZERO } else { delay(failures).max(pause) })
     };
     let config = controller::Config::default().concurrency(16);
     let results = controller::applier(pass, retry, ctx.clone(), roots.store().clone(), queue, config);
@@ -176,8 +188,8 @@ where
     if ctx.passes.is_closed() {
         return Ok(Action::await_change());
     }
-    if ctx.unseen.is_before(&key, object.meta().resource_version.as_deref()) {
-        return Ok(Action::await_change());
+    if let Some(action) = ctx.unseen.instead(&key, object.meta().resource_version.as_deref()) {
+        return Ok(action);
     }
     let generation = object.meta().generation;
     let _running = ctx.passes.token();
@@ -209,22 +221,27 @@ where
                 let reason = finding.reason;
                 let Consequence { shown, retry } = consequence(class, reason, failures);
                 let outcome = shown.map(|state| failed(&*object, Finding { state, ..finding }));
-                // Each try is one more refusal in the audit log, and no watch tells of a grant. Who
-                // asks to be left alone means it, although the status that tells of it is a change.
-                match (reason, retry) {
-                    (Reason::Forbidden, Retry::After(pause)) => {
-                        ctx.backoff.hold(&key, generation, jitter(pause));
-                    }
-                    _ => ctx.backoff.hold(&key, generation, pause.unwrap_or_default()),
-                }
+                let asked = pause.unwrap_or_default();
+                let alone = match (class, retry) {
+                    // Each try is one more refusal in the audit log, and no watch tells of a grant.
+                    (Class::Forbidden, Retry::After(grant)) => jitter(grant),
+                    // Each piece of news would bring one more call to what does not answer.
+                    (Class::Transient, _) => respite(failures).max(asked),
+                    _ => asked,
+                };
+                ctx.backoff.hold(&key, generation, alone);
                 (outcome, retry, failures, pause)
             }
         };
-        if let Some(outcome) = outcome {
-            write_status(&*object, &ctx, outcome).await?;
-        }
+        let has_news = match outcome {
+            Some(outcome) => write_status(&*object, &ctx, outcome).await?,
+            None => false,
+        };
         if failures == 0 {
             ctx.backoff.reset(&key);
+        }
+        if has_news {
+            return Ok(Action::requeue(Duration::ZERO));
         }
         Ok(match retry {
             Retry::OnChange => Action::await_change(),
@@ -329,7 +346,8 @@ struct Identity<'a> {
 }
 
 /// Writes the status if it differs, and tells of a transition by an event.
-async fn write_status<K>(object: &K, ctx: &Context, outcome: Outcome<K::Status>) -> Result<(), StatusError>
+/// Whether there is news of the object that came meanwhile and waited.
+async fn write_status<K>(object: &K, ctx: &Context, outcome: Outcome<K::Status>) -> Result<bool, StatusError>
 where
     K: Root,
     K::Status: DeserializeOwned,
@@ -342,33 +360,41 @@ where
     let is_transition = conditions::is_transition(previous, &next);
     K::set_observed(&mut status, generation, next);
     if stored == Some(&status) {
-        return Ok(());
+        return Ok(false);
     }
     let object_uid = object.meta().uid.as_deref().unwrap_or_default();
-    let namespace = object.namespace();
-    match patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await {
-        Ok(version) => ctx.unseen.wrote(&key(object), object.resource_version(), version.as_deref()),
-        Err(kube::Error::Api(answer)) if answer.is_not_found() => return Ok(()),
-        Err(error) => return Err(StatusError(Box::new(error))),
-    }
+    let (key, namespace) = (key(object), object.namespace());
+    ctx.unseen.begin(&key, object.meta());
+    let written =
+        patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await;
+    let has_news = match written {
+        Ok(written) => ctx.unseen.wrote(&key, object.meta(), &written),
+        Err(error) => {
+            let has_news = ctx.unseen.failed(&key);
+            return match error {
+                kube::Error::Api(answer) if answer.is_not_found() => Ok(has_news),
+                error => Err(StatusError { source: Box::new(error), has_news }),
+            };
+        }
+    };
     if is_transition {
         let finding = conditions::worst(&outcome.findings)
             .cloned()
             .unwrap_or_else(|| conditions::good(&outcome.findings));
         ctx.events.transition(&object.object_ref(&()), &finding).await;
     }
-    Ok(())
+    Ok(has_news)
 }
 
 /// Both scopes in one function, which the typed `Api` does not offer. Returns
-/// the version of the object after the write.
+/// the object's metadata after the write.
 async fn patch_status<K: Root, S: Serialize + Debug>(
     ctx: &Context,
     namespace: Option<&str>,
     name: &str,
     uid: &str,
     status: &S,
-) -> kube::Result<Option<String>>
+) -> kube::Result<ObjectMeta>
 where
     K::Status: DeserializeOwned,
 {
@@ -383,7 +409,7 @@ where
         .patch_subresource("status", name, &params, &Patch::Apply(&patch))
         .map_err(kube::Error::BuildRequest)?;
     let written: Written = bounded(ctx.client.request(request)).await?;
-    Ok(written.metadata.resource_version)
+    Ok(written.metadata)
 }
 
 /// All that is read of the answer to a write.
@@ -523,6 +549,19 @@ mod tests {
         let action = pass(object("2"), ctx.clone(), nothing, unexpected).await.unwrap();
         assert_ne!(action, Action::await_change(), "nobody would come back");
         assert_eq!(statuses.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn news_of_an_object_bring_no_call_right_after_one_that_failed() {
+        let (ctx, _) = context();
+        let broken = async |_, _| Err::<Outcome<ServiceStatus>, _>(Broken);
+        pass(object("1"), ctx.clone(), nothing, broken).await.unwrap();
+        let left = ctx.backoff.held("Service/shop/orders", Some(1));
+        assert!(left.is_some_and(|left| left <= Duration::from_secs(1)), "{left:?}");
+        let unexpected =
+            async |_, _| -> Result<Outcome<ServiceStatus>, Broken> { panic!("it was asked at once") };
+        let action = pass(object("2"), ctx, nothing, unexpected).await.unwrap();
+        assert_ne!(action, Action::await_change(), "nobody would come back");
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -118,8 +118,11 @@ impl Watches {
     {
         let health = Health::new(scope(self.client.clone()).resource_url());
         self.healths.push(health.clone());
+        let backoff = WatchBackoff::default();
+        let gone = backoff.gone();
         let events = watcher(scope(health.listening(&self.client)), config)
-            .backoff(WatchBackoff::default())
+            .inspect_err(move |error| gone.note(health::is_gone(error)))
+            .backoff(backoff)
             .modify(move |object| prune(object.meta_mut()));
         (events.boxed(), health)
     }

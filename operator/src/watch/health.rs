@@ -76,6 +76,12 @@ impl Health {
     }
 }
 
+/// Whether the API server no longer has what the watch had seen, so that a list comes next.
+#[must_use]
+pub fn is_gone(error: &watcher::Error) -> bool {
+    refusal(error).is_some_and(|status| status.code == 410)
+}
+
 /// What the API server answered, if it did.
 fn refusal(error: &watcher::Error) -> Option<&Status> {
     match error {
@@ -99,6 +105,13 @@ mod tests {
     fn refused(code: u16) -> watcher::Error {
         let status = Status { code, message: format!("refused with {code}"), ..Status::default() };
         watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
+    }
+
+    #[test]
+    fn only_what_the_api_server_no_longer_has_is_gone() {
+        assert!(is_gone(&refused(410)));
+        assert!([403, 404, 429, 500, 503].into_iter().all(|code| !is_gone(&refused(code))));
+        assert!(!is_gone(&watcher::Error::NoResourceVersion), "nobody answered");
     }
 
     #[tokio::test]

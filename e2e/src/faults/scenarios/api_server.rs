@@ -24,10 +24,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A watch that fails again and again is opened again after at most this long,
 /// and what it shows then may well have to be told.
 const LONGEST_PAUSE_OF_A_WATCH: Duration = Duration::from_secs(13);
-/// Without a word of the server the pauses double from a quarter of a second,
-/// and the third failure is told, which brings one more look at once: four
-/// tries take at least this long.
-const FOUR_TRIES: Duration = Duration::from_millis(750);
+/// Without a word of the server the pauses double from a quarter of a second up
+/// to a second, whatever is told of the object meanwhile: four tries take at
+/// least this long.
+const FOUR_TRIES: Duration = Duration::from_millis(1750);
 
 /// Services whose children are refused.
 const BUSY: [&str; 4] = ["busy-one", "busy-two", "busy-three", "busy-four"];
