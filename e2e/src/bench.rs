@@ -130,6 +130,8 @@ fn report(
     row("writes per Service", &|b| b.per_service(b.writes), 2);
     row("children per Service", &|b| b.per_service(b.children), 2);
     row("CPU of the operator, seconds", &|b| b.cpu, 2);
+    let build = if cfg!(debug_assertions) { "development" } else { "release" };
+    row(&format!("CPU of the client, a {build} build, seconds"), &|b| b.raw_cpu, 2);
     if let Some(latency) = latency {
         writeln!(text, "\n| one change, milliseconds | p50 | p99 |\n|---|---|---|")?;
         writeln!(

@@ -2,6 +2,7 @@
 //! sends the same applies and status writes.
 
 use std::path::Path;
+use std::process;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::load::{self, IN_FLIGHT};
 use super::subject::{QUIET, Subject};
+use super::usage;
 use crate::control_plane::ControlPlane;
 use crate::wait;
 
@@ -30,6 +32,8 @@ pub struct Bulk {
     pub children: usize,
     /// Seconds of CPU of the operator.
     pub cpu: f64,
+    /// The same of the client, which waits for replies and does nothing else.
+    pub raw_cpu: f64,
 }
 
 impl Bulk {
@@ -71,9 +75,11 @@ pub async fn round(
     let bodies = bodies(&by_raw, services)?;
     let children: usize = bodies.iter().map(|(_, children)| children.len()).sum();
     let status = json!({"apiVersion": "peristyle.dev/v1alpha1", "kind": "Service", "status": status});
+    let raw_cpu = usage::cpu(process::id())?;
     let raw = send(client, &by_raw, &bodies, &status, (writes - children).div_ceil(services)).await?;
+    let raw_cpu = usage::cpu(process::id())? - raw_cpu;
     remove(client, &by_raw).await?;
-    Ok(Bulk { services, operator: took, raw, reads, writes, children, cpu })
+    Ok(Bulk { services, operator: took, raw, reads, writes, children, cpu, raw_cpu })
 }
 
 /// Every Service with the children that the operator would apply.
