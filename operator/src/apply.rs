@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    core::NamespaceResourceScope,
+    core::{NamespaceResourceScope, PartialObjectMeta},
 };
 use peristyle_crds::{FIELD_MANAGER, condition::Reason};
 use serde::Serialize;
@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     events::Events,
-    metadata::{is_controlled_by, is_of_predecessor},
+    metadata::{controller, is_controlled_by, is_of_predecessor},
     retry::{self, Class, Classified, bounded},
     watch::Cached,
 };
@@ -40,9 +40,19 @@ const PROTECTING: [&str; 6] =
 /// ever written.
 const OF_NO_OBJECT: &str = "1";
 
+/// A kind in a namespace, as far as the caches keep it.
+pub trait Namespaced: Cached + Resource<Scope = NamespaceResourceScope> {}
+impl<K> Namespaced for K where K: Cached + Resource<Scope = NamespaceResourceScope> {}
+
 /// A namespaced kind that the operator writes.
-pub trait Child: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
-impl<K> Child for K where K: Cached + Resource<Scope = NamespaceResourceScope> + Serialize {}
+pub trait Child: Namespaced + Serialize {}
+impl<K> Child for K where K: Namespaced + Serialize {}
+
+/// What is kept of a live `K`: all of it, or its metadata. Which of its fields
+/// are as they were applied, the metadata tell.
+pub trait Live<K>: Namespaced {}
+impl<K: Child> Live<K> for K {}
+impl<K: Child> Live<K> for PartialObjectMeta<K> {}
 
 /// Why a child could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -170,36 +180,37 @@ impl Applier {
     /// process, and reads it when the cache does not show that apply yet. Fields
     /// that `desired` does not name are left to their owners.
     ///
+    /// Returns what the API server answered, `None` when it was not asked.
+    ///
     /// # Errors
     /// [`Error::NameConflict`] when an object of that name exists that is not
     /// ours; [`Error::Remains`] while it is one of an owner before;
     /// [`Error::Request`] when the API server refuses.
-    pub async fn apply<K: Child>(&self, live: Option<&K>, desired: &K) -> Result<K, Error> {
+    pub async fn apply<K: Child, L: Live<K>>(
+        &self,
+        live: Option<&L>,
+        desired: &K,
+    ) -> Result<Option<L>, Error> {
         let name = desired.name_any();
         let owner = desired.owner_references().first();
-        let api: Api<K> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
+        let api: Api<L> = Api::namespaced(self.client.clone(), &desired.namespace().unwrap_or_default());
         let digest_of_wanted = fingerprint(desired)?;
         let known = self.remembered(desired);
         let applied = known.as_ref().filter(|known| known.desired == digest_of_wanted);
-        let read;
-        let live = if applied.is_some_and(|applied| applied.is_ahead_of(live)) {
+        let mut read = None;
+        if applied.is_some_and(|applied| applied.is_ahead_of(live)) {
             // Rare, so on the heap: it would make the future of every pass larger.
             let answer = Box::pin(bounded(api.get_opt(&name))).await;
-            read = answer.map_err(|error| Error::request::<K>("get", &name, error))?.map(Box::new);
-            read.as_deref()
-        } else {
-            live
-        };
+            read = Some(answer.map_err(|error| Error::request::<K>("get", &name, error))?.map(Box::new));
+        }
+        let live = read.as_ref().map_or(live, Option::as_deref);
         if let Some(live) = live {
             guard(live, owner)?;
-            if let Some(applied) = applied
-                && applied.made(live)?
-            {
-                let version = version(live);
-                if applied.version != version {
-                    self.remember(desired, Record { version, ..applied.clone() });
+            if let Some(applied) = applied.filter(|applied| applied.made(live)) {
+                if applied.version != version(live) {
+                    self.remember(desired, Record::of(digest_of_wanted, live));
                 }
-                return Ok(live.clone());
+                return Ok(read.flatten().map(|read| *read));
             }
         }
         let mut wanted = encode(desired)?;
@@ -207,14 +218,14 @@ impl Applier {
         let is_drift = live.is_some_and(|live| applied.is_some() || is_named(live, &wanted));
         let uid = if let Some(live) = live {
             if known.is_none() && is_as_applied(live, &wanted) {
-                self.remember(desired, Record::of(digest_of_wanted, live)?);
-                return Ok(live.clone());
+                self.remember(desired, Record::of(digest_of_wanted, live));
+                return Ok(None);
             }
             live.uid()
         } else {
             if let Some(created) = self.create(&api, desired, &wanted).await? {
-                self.remember(desired, Record::of(digest_of_wanted, &created)?);
-                return Ok(created);
+                self.remember(desired, Record::of(digest_of_wanted, &created));
+                return Ok(Some(created));
             }
             // The caches hold only what carries our label: an object of somebody
             // else is invisible there, and a forced apply would take it over.
@@ -229,8 +240,8 @@ impl Applier {
         }
         let patch = Patch::Apply(with_type::<K>(wanted));
         let applied = self.patch(&api, desired, &patch, is_drift).await?;
-        self.remember(desired, Record::of(digest_of_wanted, &applied)?);
-        Ok(applied)
+        self.remember(desired, Record::of(digest_of_wanted, &applied));
+        Ok(Some(applied))
     }
 
     /// Creates the object unless something has its name: `None` then.
@@ -238,12 +249,12 @@ impl Applier {
     /// A create would do, but what it sets it owns by another operation than an
     /// apply, so that a later apply could not remove a field. An apply that
     /// names a version meets no object but of that version, and none has this one.
-    async fn create<K: Child>(
+    async fn create<K: Child, L: Live<K>>(
         &self,
-        api: &Api<K>,
+        api: &Api<L>,
         desired: &K,
         wanted: &serde_json::Value,
-    ) -> Result<Option<K>, Error> {
+    ) -> Result<Option<L>, Error> {
         let name = desired.name_any();
         let mut wanted = wanted.clone();
         wanted["metadata"]["resourceVersion"] = OF_NO_OBJECT.into();
@@ -255,13 +266,13 @@ impl Applier {
         }
     }
 
-    async fn patch<K: Child>(
+    async fn patch<K: Child, L: Live<K>>(
         &self,
-        api: &Api<K>,
+        api: &Api<L>,
         desired: &K,
         patch: &Patch<serde_json::Value>,
         is_drift: bool,
-    ) -> Result<K, Error> {
+    ) -> Result<L, Error> {
         let name = desired.name_any();
         let refused = |error| Error::request::<K>("apply", &name, error);
         let params = PatchParams::apply(FIELD_MANAGER);
@@ -300,7 +311,7 @@ impl Applier {
     ///
     /// # Errors
     /// [`Error::Request`] when the API server refuses; an object that is gone is no error.
-    pub async fn delete<K: Child>(&self, live: &K, owner: &str) -> Result<(), Error> {
+    pub async fn delete<K: Namespaced>(&self, live: &K, owner: &str) -> Result<(), Error> {
         let name = live.name_any();
         if !is_controlled_by(live, owner) {
             return Err(Error::NameConflict { kind: K::kind(&()).into_owned(), name });
@@ -334,19 +345,18 @@ impl Applier {
 /// Kind and name of the owner, then namespace, kind and name of the child, so
 /// that an owner is forgotten with all of its children; none has a slash in it.
 fn place<K: Resource<DynamicType = ()>>(child: &K) -> Box<str> {
-    let owner = child.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    let (kind, name) = owner.map(|owner| (&*owner.kind, &*owner.name)).unwrap_or_default();
+    let (kind, name) = controller(child).map(|owner| (&*owner.kind, &*owner.name)).unwrap_or_default();
     let namespace = child.namespace().unwrap_or_default();
     format!("{kind}/{name}/{namespace}/{}/{}", K::kind(&()), child.name_any()).into()
 }
 
 /// Whether `live` is what an apply of `wanted` left behind.
-fn is_as_applied<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
+fn is_as_applied(live: &impl Resource, wanted: &serde_json::Value) -> bool {
     is_named(live, wanted) && ownership::is_complete(live.meta(), wanted)
 }
 
 /// Whether the annotation of `live` names `wanted` as what was applied last.
-fn is_named<K: Child>(live: &K, wanted: &serde_json::Value) -> bool {
+fn is_named(live: &impl Resource, wanted: &serde_json::Value) -> bool {
     let applied = live.annotations().get(ownership::APPLIED);
     let asked = wanted["metadata"]["annotations"][ownership::APPLIED].as_str();
     applied.is_some() && applied.map(String::as_str) == asked
@@ -474,6 +484,8 @@ mod tests {
                     let mut object: serde_json::Value = serde_json::from_slice(&body).unwrap();
                     object["metadata"]["uid"] = json!("of-the-child");
                     object["metadata"]["resourceVersion"] = json!("10");
+                    let ours = json!({"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": {}});
+                    object["metadata"]["managedFields"] = json!([ours]);
                     *stored = Some(object);
                 }
                 noted.lock().unwrap().push(method);
@@ -491,7 +503,7 @@ mod tests {
     async fn what_was_applied_is_not_applied_again_because_the_cache_does_not_show_it() {
         let (applier, asked) = served();
         let desired = child("a", "x", "Service", "orders");
-        let made = applier.apply(None, &desired).await.unwrap();
+        let made: ConfigMap = applier.apply(None, &desired).await.unwrap().unwrap();
         let take = || std::mem::take(&mut *asked.lock().unwrap());
         assert_eq!(take(), ["PATCH"]);
         let mut before = made.clone();
@@ -504,7 +516,7 @@ mod tests {
         assert!(take().is_empty(), "the cache is up to date");
         let mut drifted = made.clone();
         drifted.metadata.resource_version = Some("11".to_owned());
-        drifted.data = Some(BTreeMap::from([("somebody".to_owned(), "was here".to_owned())]));
+        drifted.metadata.managed_fields = None;
         applier.apply(Some(&drifted), &desired).await.unwrap();
         assert_eq!(take(), ["PATCH"], "what is later than the apply is no lag");
     }
@@ -512,7 +524,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_goes_with_its_owner_and_no_other() {
         let applier = applier();
-        let record = Record { desired: [0; 16], live: [0; 16], version: None };
+        let record = Record::of([0; 16], &ConfigMap::default());
         let gone = child("a", "x", "Service", "orders");
         let namesake = child("b", "x", "Service", "orders");
         let of_class = child("system", "y", "AuthClass", "orders");

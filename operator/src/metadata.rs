@@ -86,7 +86,12 @@ impl Owner {
 /// Whether `object` has `uid` as its controlling owner.
 #[must_use]
 pub fn is_controlled_by<K: Resource>(object: &K, uid: &str) -> bool {
-    object.meta().owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
+    controller(object).is_some_and(|controller| controller.uid == uid)
+}
+
+/// The controller of `object`; the API server lets it have one.
+pub fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
 /// Whether `object` belonged to an object of the owner's name that is gone,

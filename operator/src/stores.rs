@@ -1,32 +1,38 @@
 //! The caches of all watched kinds.
 
+pub mod views;
+
 use std::time::Duration;
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Pod, Secret, Service as CoreService, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Secret, Service as CoreService, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher};
 use peristyle_crds::{
-    names::{EDGE_LABEL, MANAGED_BY, MANAGED_BY_LABEL},
+    names::{DATABASE_CLASS_LABEL, DATABASE_LABEL, EDGE_LABEL, MANAGED_BY, MANAGED_BY_LABEL, SERVICE_LABEL},
     v1alpha1::{AuthClass, AuthPolicy, Database, DatabaseClass, EdgeClass, Service},
 };
 
+use self::views::{Deployment, Job, Pod, StatefulSet};
 use crate::{
+    controllers::service::{named, observe::SLICE_SERVICE_LABEL},
     edge::traefik::objects::{IngressRoute, Middleware, ServersTransport},
-    watch::{Watched, Watches, health::Health},
+    watch::{
+        Watched, Watches,
+        health::Health,
+        index::{controller, labels, nothing},
+    },
 };
 
 /// How long a start waits for kinds that may not be installed.
 const OPTIONAL: Duration = Duration::from_secs(5);
 
 /// One cache per kind. Children are selected by our label, so that the
-/// operator holds nothing of others; of Secrets and ConfigMaps it holds
-/// metadata only.
+/// operator holds nothing of others. Of what nobody here reads the content of
+/// it holds the metadata, which tell whether a child is as it was applied.
 pub struct Stores {
     /// `services.peristyle.dev`.
     pub services: Watched<Service>,
@@ -47,15 +53,15 @@ pub struct Stores {
     /// Our StatefulSets (embedded database servers).
     pub stateful_sets: Watched<StatefulSet>,
     /// Our core Services.
-    pub core_services: Watched<CoreService>,
+    pub core_services: Watched<PartialObjectMeta<CoreService>>,
     /// Our ServiceAccounts.
-    pub service_accounts: Watched<ServiceAccount>,
+    pub service_accounts: Watched<PartialObjectMeta<ServiceAccount>>,
     /// Our hook Jobs.
     pub jobs: Watched<Job>,
     /// Our NetworkPolicies.
-    pub network_policies: Watched<NetworkPolicy>,
+    pub network_policies: Watched<PartialObjectMeta<NetworkPolicy>>,
     /// Our PodDisruptionBudgets.
-    pub disruption_budgets: Watched<PodDisruptionBudget>,
+    pub disruption_budgets: Watched<PartialObjectMeta<PodDisruptionBudget>>,
     /// Our pods, for what keeps them from running.
     pub pods: Watched<Pod>,
     /// All Secrets, metadata only: references of workloads, credentials of ours.
@@ -71,7 +77,7 @@ pub struct Stores {
     /// Our middlewares at Traefik.
     pub middlewares: Watched<Middleware>,
     /// Our transports at Traefik.
-    pub servers_transports: Watched<ServersTransport>,
+    pub servers_transports: Watched<PartialObjectMeta<ServersTransport>>,
     watches: Watches,
 }
 
@@ -84,28 +90,33 @@ impl Stores {
         let at_the_edge = || all().labels(EDGE_LABEL);
         let mut watches = Watches::new(client.clone());
         Self {
-            services: watches.guarded(Api::all, all()),
-            databases: watches.guarded(Api::all, all()),
-            auth_policies: watches.guarded(Api::all, all()),
-            edge_classes: watches.guarded(Api::all, all()),
-            auth_classes: watches.guarded(Api::all, all()),
-            database_classes: watches.guarded(Api::all, all()),
-            namespaces: watches.start(Api::all, all()),
-            deployments: watches.children(Api::all, ours()),
-            stateful_sets: watches.children(Api::all, ours()),
-            core_services: watches.children(Api::all, ours()),
-            service_accounts: watches.children(Api::all, ours()),
-            jobs: watches.children(Api::all, ours()),
-            network_policies: watches.children(Api::all, ours()),
-            disruption_budgets: watches.children(Api::all, ours()),
-            pods: watches.start(Api::all, ours()),
-            secrets: watches.start(Api::all, all()),
-            config_maps: watches.start(Api::all, all()),
-            endpoint_slices: watches.children(Api::all, ours()),
-            system_endpoint_slices: watches.start(|client| Api::namespaced(client, namespace), all()),
-            ingress_routes: watches.children(Api::all, at_the_edge()),
-            middlewares: watches.children(Api::all, at_the_edge()),
-            servers_transports: watches.children(Api::all, at_the_edge()),
+            services: watches.guarded(Api::all, all(), named::keys),
+            databases: watches.guarded(Api::all, all(), nothing),
+            auth_policies: watches.guarded(Api::all, all(), nothing),
+            edge_classes: watches.guarded(Api::all, all(), nothing),
+            auth_classes: watches.guarded(Api::all, all(), nothing),
+            database_classes: watches.guarded(Api::all, all(), nothing),
+            namespaces: watches.start(Api::all, all(), nothing),
+            deployments: watches.children(Api::all, ours(), controller),
+            stateful_sets: watches.children(Api::all, ours(), controller),
+            core_services: watches.children(Api::all, ours(), controller),
+            service_accounts: watches.children(Api::all, ours(), controller),
+            jobs: watches.children(Api::all, ours(), controller),
+            network_policies: watches.children(Api::all, ours(), controller),
+            disruption_budgets: watches.children(Api::all, ours(), controller),
+            pods: watches.start(Api::all, ours(), |pod| labels(pod, &[SERVICE_LABEL, DATABASE_CLASS_LABEL])),
+            secrets: watches.start(Api::all, all(), |secret| labels(secret, &[DATABASE_LABEL])),
+            config_maps: watches.start(Api::all, all(), nothing),
+            endpoint_slices: watches
+                .children(Api::all, ours(), |slice| [controller(slice), of_service(slice)].concat()),
+            system_endpoint_slices: watches.start(
+                |client| Api::namespaced(client, namespace),
+                all(),
+                of_service,
+            ),
+            ingress_routes: watches.children(Api::all, at_the_edge(), controller),
+            middlewares: watches.children(Api::all, at_the_edge(), controller),
+            servers_transports: watches.children(Api::all, at_the_edge(), controller),
             watches,
         }
     }
@@ -160,4 +171,9 @@ impl Stores {
         );
         routes && middlewares && transports
     }
+}
+
+/// The core Service whose endpoints `slice` lists.
+fn of_service(slice: &EndpointSlice) -> Vec<String> {
+    labels(slice, &[SLICE_SERVICE_LABEL])
 }

@@ -1,7 +1,8 @@
 //! One watch per kind, shared by all controllers.
 
-mod controlled;
+mod guarded;
 pub mod health;
+pub mod index;
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,6 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store, store::Writer},
@@ -26,8 +26,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use self::{controlled::Controlled, health::Health};
-use crate::{apply::ownership, backoff::WatchBackoff, metadata::is_controlled_by};
+pub use self::guarded::InvalidObject;
+use self::{
+    guarded::Guarded,
+    health::Health,
+    index::{Index, Keys},
+};
+use crate::{apply::ownership, backoff::WatchBackoff};
 
 /// A kind of which there can be a cache.
 pub trait Cached:
@@ -46,12 +51,13 @@ type Read<K> = Result<K, Box<InvalidObject>>;
 type Unreadable<K> = HashMap<ObjectRef<K>, InvalidObject>;
 
 /// A cache of one kind and the stream of what changes in it.
+#[derive(Clone)]
 pub struct Watched<K: Cached> {
     store: Store<K>,
     /// A reader only passes on which object is to be looked at; what is behind
     /// it keeps one entry per object, so no queue here grows.
     readers: Arc<Mutex<Vec<mpsc::UnboundedSender<Arc<K>>>>>,
-    controlled: Arc<Controlled>,
+    index: Arc<Index<K>>,
     unreadable: watch::Receiver<Unreadable<K>>,
 }
 
@@ -74,14 +80,15 @@ impl Watches {
         &self.healths
     }
 
-    /// Watches the objects of `scope` for the life of the process.
+    /// Watches the objects of `scope` for the life of the process. They are found by `keys`.
     pub fn start<K: Cached>(
         &mut self,
         scope: impl Fn(Client) -> Api<K>,
         config: watcher::Config,
+        keys: Keys<K>,
     ) -> Watched<K> {
         let (events, health) = self.watch(scope, config, forget_managers);
-        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health)
+        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health, keys)
     }
 
     /// The same for children, of which the cache also keeps what the operator owns in them.
@@ -89,9 +96,10 @@ impl Watches {
         &mut self,
         scope: impl Fn(Client) -> Api<K>,
         config: watcher::Config,
+        keys: Keys<K>,
     ) -> Watched<K> {
         let (events, health) = self.watch(scope, config, ownership::keep);
-        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health)
+        Watched::follow(events.map(|event| event.map(|event| each(event, Ok))), health, keys)
     }
 
     /// The same for kinds that people write: an object that the types cannot
@@ -99,12 +107,13 @@ impl Watches {
     /// cache keeps the last version that could be read.
     pub fn guarded<K: Cached>(
         &mut self,
-        scope: impl Fn(Client) -> Api<DeserializeGuard<K>>,
+        scope: impl Fn(Client) -> Api<Guarded<K>>,
         config: watcher::Config,
+        keys: Keys<K>,
     ) -> Watched<K> {
         let (events, health) = self.watch(scope, config, forget_managers);
-        let read = |guard: DeserializeGuard<K>| guard.0.map_err(Box::new);
-        Watched::follow(events.map(move |event| event.map(|event| each(event, read))), health)
+        let read = |Guarded(object)| object;
+        Watched::follow(events.map(move |event| event.map(|event| each(event, read))), health, keys)
     }
 
     fn watch<T>(
@@ -129,16 +138,15 @@ impl Watches {
 }
 
 impl<K: Cached> Watched<K> {
-    fn follow<S>(events: S, health: Health) -> Self
+    fn follow<S>(events: S, health: Health, keys: Keys<K>) -> Self
     where
         S: Stream<Item = watcher::Result<Event<Read<K>>>> + Send + 'static,
     {
         let (store, writer) = reflector::store();
         let readers = Arc::new(Mutex::new(Vec::new()));
         let (bad, unreadable) = watch::channel(Unreadable::new());
-        let controlled = Arc::new(Controlled::default());
-        let mut cache =
-            Cache { store: store.clone(), writer, controlled: controlled.clone(), bad, before: Vec::new() };
+        let index = Arc::new(Index::by(keys));
+        let mut cache = Cache { store: store.clone(), writer, index: index.clone(), bad, before: Vec::new() };
         let told = readers.clone();
         tokio::spawn(async move {
             let mut events = events.boxed();
@@ -158,7 +166,7 @@ impl<K: Cached> Watched<K> {
                 }
             }
         });
-        Self { store, readers, controlled, unreadable }
+        Self { store, readers, index, unreadable }
     }
 
     /// What the types cannot read, and each change of it.
@@ -208,18 +216,21 @@ impl<K: Cached> Watched<K> {
     /// Every cached object of `namespace` that carries `label` with `value`.
     #[must_use]
     pub fn labelled(&self, namespace: &str, label: &str, value: &str) -> Vec<Arc<K>> {
-        self.store.state_filter(|object| {
-            object.meta().namespace.as_deref() == Some(namespace)
-                && object.labels().get(label).is_some_and(|v| v == value)
-        })
+        self.by(&index::labelled(namespace, label, value))
     }
 
     /// Every cached object that the object with this UID controls.
     #[must_use]
     pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
-        let found =
-            self.controlled.of(uid).into_iter().filter_map(|(namespace, name)| self.get(&namespace, &name));
-        found.filter(|object| is_controlled_by(&**object, uid)).collect()
+        self.by(uid)
+    }
+
+    /// Every cached object that has `key`.
+    #[must_use]
+    pub fn by(&self, key: &str) -> Vec<Arc<K>> {
+        let found = self.index.of(key).into_iter();
+        let live = found.filter_map(|(namespace, name)| self.get(&namespace, &name));
+        live.filter(|object| self.index.has(object, key)).collect()
     }
 
     /// For each object that changes, those of `roots` that it concerns.
@@ -270,13 +281,15 @@ impl<K: Cached> Watched<K> {
         T: Clone + PartialEq + Send + 'static,
     {
         let present = self.store.clone();
-        let mut seen: HashMap<ObjectRef<K>, (Option<String>, T)> = HashMap::new();
+        // By namespace and name as one text: a reference takes several times the memory.
+        let mut seen: HashMap<Box<str>, (Option<String>, T)> = HashMap::new();
         let changed = move |object: Arc<K>| {
-            let reference = ObjectRef::from_obj(&*object);
-            let now = present.get(&reference).map(|live| (live.uid(), part(&live)));
+            let key = format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
+            let live = present.get(&ObjectRef::from_obj(&*object));
+            let now = live.map(|live| (live.uid(), part(&live)));
             let before = match now.clone() {
-                Some(now) => seen.insert(reference, now),
-                None => seen.remove(&reference),
+                Some(now) => seen.insert(key.into(), now),
+                None => seen.remove(&*key),
             };
             // One that came and went between two looks is told as gone.
             let is_news = now.is_none() || before != now;
@@ -291,7 +304,7 @@ impl<K: Cached> Watched<K> {
 struct Cache<K: Cached> {
     store: Store<K>,
     writer: Writer<K>,
-    controlled: Arc<Controlled>,
+    index: Arc<Index<K>>,
     bad: watch::Sender<Unreadable<K>>,
     /// What was there before a list that is not complete yet.
     before: Vec<Arc<K>>,
@@ -304,10 +317,13 @@ impl<K: Cached> Cache<K> {
             Event::Apply(object) => {
                 let Some(object) = self.readable(object) else { return Vec::new() };
                 let reference = ObjectRef::from_obj(&object);
-                self.controlled.add(&object);
+                let before = self.store.get(&reference);
+                self.index.add(&object);
                 self.writer.apply_watcher_event(&Event::Apply(object));
                 // The same allocation as in the cache.
-                self.store.get(&reference).into_iter().collect()
+                let now = self.store.get(&reference);
+                before.inspect(|before| self.index.remove(before, now.as_deref()));
+                now.into_iter().collect()
             }
             Event::Delete(object) => {
                 let reference = match &object {
@@ -315,11 +331,13 @@ impl<K: Cached> Cache<K> {
                     Err(invalid) => reference_to(invalid),
                 };
                 self.forget(&reference);
-                let last = || self.store.get(&reference).map(|last| (*last).clone());
-                let Some(object) = object.ok().or_else(last) else { return Vec::new() };
-                self.writer.apply_watcher_event(&Event::Delete(object.clone()));
-                self.controlled.remove(&object);
-                vec![Arc::new(object)]
+                let last = self.store.get(&reference);
+                let Some(object) = object.ok().map(Arc::new).or_else(|| last.clone()) else {
+                    return Vec::new();
+                };
+                self.writer.apply_watcher_event(&Event::Delete((*object).clone()));
+                last.inspect(|last| self.index.remove(last, None));
+                vec![object]
             }
             // The cache shows the new list only when it is complete, and
             // what was deleted meanwhile is told by nothing but its absence.
@@ -331,18 +349,19 @@ impl<K: Cached> Cache<K> {
             }
             Event::InitApply(object) => {
                 if let Some(object) = self.readable(object) {
-                    self.controlled.add(&object);
+                    self.index.add(&object);
                     self.writer.apply_watcher_event(&Event::InitApply(object));
                 }
                 Vec::new()
             }
             Event::InitDone => {
                 self.writer.apply_watcher_event(&Event::InitDone);
-                let is_gone = |object: &Arc<K>| self.store.get(&ObjectRef::from_obj(&**object)).is_none();
-                let gone: Vec<_> = std::mem::take(&mut self.before).into_iter().filter(is_gone).collect();
-                for object in &gone {
-                    self.controlled.remove(&**object);
-                }
+                let mut gone = std::mem::take(&mut self.before);
+                gone.retain(|before| {
+                    let now = self.store.get(&ObjectRef::from_obj(&**before));
+                    self.index.remove(before, now.as_deref());
+                    now.is_none()
+                });
                 self.store.state().into_iter().chain(gone).collect()
             }
         }
@@ -435,13 +454,13 @@ mod tests {
     }
 
     fn unreadable(name: &str) -> Box<InvalidObject> {
-        Box::new(InvalidObject { error: "spec is no object".to_owned(), metadata: map(name).metadata })
+        Box::new(InvalidObject { metadata: map(name).metadata, error: "spec is no object".to_owned() })
     }
 
     fn watched() -> (Watched<ConfigMap>, mpsc::UnboundedSender<Event<Read<ConfigMap>>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let events = UnboundedReceiverStream::new(receiver).map(Ok);
-        (Watched::follow(events, Health::new("/api/v1/configmaps")), sender)
+        (Watched::follow(events, Health::new("/api/v1/configmaps"), index::controller), sender)
     }
 
     async fn names(changes: BoxStream<'static, Arc<ConfigMap>>, count: usize) -> BTreeSet<String> {

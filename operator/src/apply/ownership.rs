@@ -3,7 +3,8 @@
 //! A server-side apply writes down which fields it set. Whoever changes or
 //! removes one of them later takes it out of that record. So an object whose
 //! annotation names the last apply, and whose record still has every field of
-//! it, is as that apply left it: a new process need not apply it once more.
+//! it, is as that apply left it: a new process need not apply it once more, and
+//! one that runs need not keep the object to see a change of it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta};
 use peristyle_crds::FIELD_MANAGER;
@@ -12,32 +13,51 @@ use serde_json::Value;
 /// Annotation on children: what the last apply sent, as a hash.
 pub const APPLIED: &str = "peristyle.dev/applied";
 
-/// Leaves of `managedFields` only what the operator applied, as one text: as
-/// a tree it would take several times the memory of the object.
+/// Leaves of `managedFields` only what the operator applied, and when. The
+/// fields are one text: as a tree they would take several times the memory of
+/// the object.
 pub fn keep(meta: &mut ObjectMeta) {
-    let ours = meta.managed_fields.iter().flatten().find(|entry| is_ours(entry));
-    let text = ours.and_then(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string());
-    meta.managed_fields = text.map(|text| {
-        vec![ManagedFieldsEntry {
-            manager: Some(FIELD_MANAGER.to_owned()),
-            operation: Some("Apply".to_owned()),
-            fields_v1: Some(FieldsV1(Value::String(text))),
+    let ours = meta.managed_fields.take().into_iter().flatten().find(is_ours);
+    meta.managed_fields = ours.and_then(|ours| {
+        Some(vec![ManagedFieldsEntry {
+            manager: ours.manager,
+            operation: ours.operation,
+            time: ours.time,
+            fields_v1: Some(FieldsV1(Value::String(as_text(&ours.fields_v1?).into()))),
             ..ManagedFieldsEntry::default()
-        }]
+        }])
     });
+}
+
+/// What the operator applied, and when, as a text that is another one after any
+/// change of that. `None` where it owns nothing.
+#[must_use]
+pub fn text(meta: &ObjectMeta) -> Option<String> {
+    let ours = ours(meta)?;
+    Some(format!("{:?} {}", ours.time, as_text(ours.fields_v1.as_ref()?)))
+}
+
+fn as_text(FieldsV1(fields): &FieldsV1) -> Box<str> {
+    match fields {
+        Value::String(text) => text.as_str().into(),
+        tree => tree.to_string().into(),
+    }
 }
 
 /// Whether the operator still owns every field of `desired` in an object with `meta`.
 #[must_use]
 pub fn is_complete(meta: &ObjectMeta, desired: &Value) -> bool {
-    let ours = meta.managed_fields.iter().flatten().find(|entry| is_ours(entry));
-    match ours.and_then(|entry| entry.fields_v1.as_ref()).map(|fields| &fields.0) {
+    match ours(meta).and_then(|entry| entry.fields_v1.as_ref()).map(|fields| &fields.0) {
         Some(Value::String(text)) => {
             serde_json::from_str(text).is_ok_and(|fields| covers(&fields, &without_name(desired)))
         }
         Some(fields) => covers(fields, &without_name(desired)),
         None => false,
     }
+}
+
+fn ours(meta: &ObjectMeta) -> Option<&ManagedFieldsEntry> {
+    meta.managed_fields.iter().flatten().find(|entry| is_ours(entry))
 }
 
 fn is_ours(entry: &ManagedFieldsEntry) -> bool {

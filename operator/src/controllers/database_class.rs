@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     condition::{Reason, types},
@@ -32,6 +31,7 @@ use crate::{
     reconcile::{self, Outcome},
     retry::{Class, Classified},
     sql::catalog::Server,
+    stores::views::StatefulSet,
 };
 
 /// How often the server is asked whether it is still there, plus or minus a quarter.
@@ -260,9 +260,11 @@ async fn run_server(
     ctx.applier.apply(live.as_deref(), &build::service(&owner, &name)).await?;
     let live = stores.stateful_sets.get(&owner.namespace, &name);
     let applied = ctx.applier.apply(live.as_deref(), &build::stateful_set(&owner, &name, embedded)).await?;
-    let status = applied.status.unwrap_or_default();
-    let is_ready = status.ready_replicas.unwrap_or_default() > 0
-        && status.observed_generation >= applied.metadata.generation;
+    let is_ready = applied.as_ref().or(live.as_deref()).is_some_and(|server| {
+        let status = &server.status;
+        status.ready_replicas.unwrap_or_default() > 0
+            && status.observed_generation >= server.metadata.generation
+    });
     // Without a volume the data goes with the pod: another pod is another server.
     let pods = stores.pods.labelled(&owner.namespace, DATABASE_CLASS_LABEL, &owner.name);
     let mut pods: Vec<_> = pods.iter().filter_map(|pod| pod.uid()).collect();

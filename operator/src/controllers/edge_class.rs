@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use kube::ResourceExt;
 use peristyle_crds::{
     class,
@@ -14,13 +15,23 @@ use crate::{
     context::Context,
     edge::route::Host,
     reconcile::{self, Outcome},
+    watch::concerned,
 };
 
 /// Runs the controller until the process ends.
 pub async fn run(ctx: Arc<Context>) {
     let classes = &ctx.stores.edge_classes;
+    let choices = |service: &Service| {
+        let exposes = service.spec.expose.iter();
+        exposes.map(|expose| expose.class_name.clone()).collect::<Vec<_>>()
+    };
+    let exposes = ctx.stores.services.news(choices).filter_map(|(_, choices)| {
+        std::future::ready(choices.iter().any(|choices| !choices.is_empty()).then_some(()))
+    });
+    let exposes = exposes.boxed();
     let triggers = vec![
-        ctx.stores.services.concerning(classes, |_, _| true),
+        // They are counted.
+        concerned(exposes, classes, |(), _| true),
         // Which class is the default depends on all of them.
         classes.concerning(classes, |_, _| true),
     ];

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod build;
 pub mod evidence;
+pub mod named;
 pub mod observe;
 pub mod peers;
 pub mod references;

@@ -9,6 +9,7 @@ use kube::ResourceExt;
 use peristyle_crds::{names::EDGE_LABEL, v1alpha1::Service};
 
 use super::traefik::{objects::IngressRoute, rule::Rule};
+use crate::metadata;
 
 /// A way in for a host: a fence or a parent.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -74,6 +75,5 @@ pub fn hosts(route: &IngressRoute) -> impl Iterator<Item = &str> {
 }
 
 fn controller(route: &IngressRoute) -> Option<&str> {
-    let mut owners = route.owner_references().iter();
-    owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
+    metadata::controller(route).map(|owner| owner.uid.as_str())
 }

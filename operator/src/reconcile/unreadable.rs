@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     api::{GetParams, Request},
-    core::error_boundary::InvalidObject,
     runtime::reflector::ObjectRef,
 };
 use peristyle_crds::condition::{Condition, Reason, types};
@@ -19,7 +18,7 @@ use crate::{
     conditions::{self, Finding},
     context::Context,
     retry::bounded,
-    watch::Watched,
+    watch::{InvalidObject, Watched},
 };
 
 /// When a status that could not be written is tried again.
@@ -73,7 +72,7 @@ where
         status = json!({});
     }
     let previous: Vec<Condition> = serde_json::from_value(status["conditions"].clone()).unwrap_or_default();
-    let finding = Finding::stalled(types::READY, Reason::Invalid, explain::<K>(&live, &object.error));
+    let finding = Finding::stalled(types::READY, Reason::Invalid, explain(&object.error));
     let generation = meta.generation.unwrap_or_default();
     let next =
         conditions::conditions(&previous, std::slice::from_ref(&finding), generation, Timestamp::now());
@@ -99,26 +98,6 @@ where
 }
 
 /// The field that cannot be read, its value, and what to do.
-fn explain<K: DeserializeOwned>(live: &Value, error: &str) -> String {
-    let (path, cause) = match serde_path_to_error::deserialize::<_, K>(live) {
-        Ok(_) => ("the object".to_owned(), error.to_owned()),
-        Err(error) => (error.path().to_string(), error.inner().to_string()),
-    };
-    format!(
-        "{path}: {cause}; correct it, or install the CustomResourceDefinitions of this operator, which refuse it"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use peristyle_crds::v1alpha1::Service;
-
-    use super::*;
-
-    #[test]
-    fn the_field_and_its_value_are_named() {
-        let live = json!({"metadata": {"name": "a"}, "spec": {"image": "x", "replicas": "many"}});
-        let text = explain::<Service>(&live, "invalid");
-        assert!(text.starts_with("spec.replicas: ") && text.contains("\"many\""), "{text}");
-    }
+fn explain(error: &str) -> String {
+    format!("{error}; correct it, or install the CustomResourceDefinitions of this operator, which refuse it")
 }

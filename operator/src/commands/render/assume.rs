@@ -24,10 +24,13 @@ use crate::{
         world::World,
     },
     controllers::service::{
+        named,
         observe::{self, DatabaseView, DependencyView, EdgeErrors, ExposeView, HostView, Observed},
-        peers,
     },
-    edge::{claims::Claims, route::RouteProtection},
+    edge::{
+        claims::{Claims, ServiceKey},
+        route::RouteProtection,
+    },
 };
 
 /// The class of routes that name none, when the files hold no class: entry
@@ -63,7 +66,8 @@ pub fn observed(input: &Input, service: &Service, default_replicas: i32) -> Obse
     let callers = input
         .services
         .iter()
-        .filter(|caller| caller.namespace() == service.namespace() && peers::depends(caller, service));
+        .filter(|caller| caller.namespace() == service.namespace())
+        .filter(|caller| named::dependencies(caller).contains(&ServiceKey::of(service)));
     let edges = classes(input);
     let (exposes, tokens) = exposes(input, service);
     Observed {

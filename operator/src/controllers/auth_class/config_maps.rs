@@ -94,13 +94,16 @@ pub async fn replace(
     };
     let desired = build::config_map(owner, slot.name, slot.key, wanted);
     let applied = if slot.is_kept {
-        keep(&ctx.client, owner, live.as_ref(), desired).await?
+        Some(keep(&ctx.client, owner, live.as_ref(), desired).await?)
     } else {
-        ctx.applier.apply(live.as_ref(), &desired).await?
+        ctx.applier.apply(live.as_ref(), &desired).await?.or(live)
     };
     progress.written.insert(
         slot.name.to_owned(),
-        Written { content: wanted.to_owned(), version: applied.resource_version() },
+        Written {
+            content: wanted.to_owned(),
+            version: applied.and_then(|applied| applied.resource_version()),
+        },
     );
     Ok(())
 }

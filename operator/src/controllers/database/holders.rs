@@ -1,18 +1,16 @@
 //! Pods that read a Secret before its last rotation: what they know is the login before.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt;
 use peristyle_crds::{
     names::{CONFIG_HASH_ANNOTATION, SERVICE_LABEL},
     v1alpha1::{
-        Service,
         database::RoleName,
         service::{BindingRole, DatabaseBinding},
     },
 };
 
-use crate::context::Context;
+use crate::{context::Context, controllers::service::named, stores::views::Pod};
 
 /// Names of the Services of `namespace` that bind `role` of `database` and have
 /// a pod from before `since`, sorted. A pod reads its variables when it starts:
@@ -26,12 +24,12 @@ pub fn holders(
     since: Timestamp,
 ) -> Vec<String> {
     let is_meant = |binding: &DatabaseBinding| binding.database == database && reads(binding) == role;
-    let services = ctx.stores.services.store().state_filter(|service: &Service| {
-        service.namespace().as_deref() == Some(namespace) && service.spec.databases.iter().any(is_meant)
-    });
+    let mut services = ctx.stores.services.by(&named::bound(namespace, database));
+    services.retain(|service| service.spec.databases.iter().any(is_meant));
     let holds = |name: &String| {
         let deployment = ctx.stores.deployments.get(namespace, name);
-        let hash = deployment.as_deref().and_then(template_hash);
+        let hash =
+            deployment.as_deref().and_then(|live| live.spec.template.annotation(CONFIG_HASH_ANNOTATION));
         let pods = ctx.stores.pods.labelled(namespace, SERVICE_LABEL, name);
         pods.iter().any(|pod| is_from_before(pod, since, hash))
     };
@@ -47,15 +45,10 @@ fn reads(binding: &DatabaseBinding) -> RoleName {
     }
 }
 
-fn template_hash(deployment: &Deployment) -> Option<&String> {
-    let template = deployment.spec.as_ref()?.template.metadata.as_ref()?;
-    template.annotations.as_ref()?.get(CONFIG_HASH_ANNOTATION)
-}
-
 /// Whether `pod` runs and was made before `since`, which is rounded up to a whole
 /// second, while the time of a pod is cut to one: of those made within that
 /// second, the ones that are as the Deployment wants them now were made after.
-fn is_from_before(pod: &Pod, since: Timestamp, hash: Option<&String>) -> bool {
+fn is_from_before(pod: &Pod, since: Timestamp, hash: Option<&str>) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return false;
@@ -64,7 +57,8 @@ fn is_from_before(pod: &Pod, since: Timestamp, hash: Option<&String>) -> bool {
         return true;
     };
     let is_of_that_second = created < since && since.duration_since(created) <= SignedDuration::from_secs(1);
-    let is_as_wanted = hash.is_some() && pod.annotations().get(CONFIG_HASH_ANNOTATION) == hash;
+    let is_as_wanted =
+        hash.is_some() && pod.annotations().get(CONFIG_HASH_ANNOTATION).map(String::as_str) == hash;
     created < since && !(is_of_that_second && is_as_wanted)
 }
 
@@ -94,7 +88,7 @@ mod tests {
             "status": {"phase": phase}
         });
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        assert_eq!(is_from_before(&pod, at(10), Some(&"new".to_owned())), expected);
+        assert_eq!(is_from_before(&pod, at(10), Some("new")), expected);
         let is_never_replaced = is_from_before(&pod, at(10), None);
         assert_eq!(is_never_replaced, phase == "Running" && created < 10, "without a hash only time counts");
     }

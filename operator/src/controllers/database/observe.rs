@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use peristyle_crds::v1alpha1::{Database, DatabaseClass, service::BindingRole};
 
-use crate::{context::Context, sql::names::default_name};
+use crate::{context::Context, controllers::service::named, sql::names::default_name};
 
 /// Namespace whose UID tells one cluster from another.
 const CLUSTER_NAMESPACE: &str = "kube-system";
@@ -31,21 +31,17 @@ pub struct Observed {
 #[must_use]
 pub fn observe(ctx: &Context, database: &Database) -> Observed {
     let name = database.name_any();
-    let reads = ctx.stores.services.store().state_filter(|service| {
-        service.namespace() == database.namespace()
-            && service
-                .spec
-                .databases
-                .iter()
-                .any(|binding| binding.database == name && binding.role() == BindingRole::Reader)
-    });
+    let services = ctx.stores.services.by(&named::naming(database));
+    let mut bindings = services.iter().flat_map(|service| &service.spec.databases);
+    let is_reader_bound =
+        bindings.any(|binding| binding.database == name && binding.role() == BindingRole::Reader);
     let uid_of = |namespace: &str| ctx.stores.namespaces.get("", namespace).and_then(|found| found.uid());
     Observed {
         cluster: cluster(ctx),
         namespace: uid_of(&database.namespace().unwrap_or_default()),
         namesakes: ctx.stores.databases.store().state_filter(|other| are_namesakes(other, database)),
         classes: ctx.stores.database_classes.store().state(),
-        is_reader_bound: !reads.is_empty(),
+        is_reader_bound,
         system_namespace: ctx.config.namespace.clone(),
     }
 }

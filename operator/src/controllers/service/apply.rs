@@ -1,6 +1,8 @@
 //! Writing the children of a Service.
 
-use k8s_openapi::api::{apps::v1::Deployment, batch::v1::Job, networking::v1::NetworkPolicy};
+use std::sync::Arc;
+
+use k8s_openapi::api::{batch::v1 as batch, networking::v1::NetworkPolicy};
 use kube::{Api, ResourceExt, core::PartialObjectMeta};
 use peristyle_crds::{
     names::HOOK_LABEL,
@@ -15,12 +17,13 @@ use super::{
     observe::EdgeErrors,
 };
 use crate::{
-    apply::{Child, Error},
+    apply::{Child, Error, Live, Namespaced},
     context::Context,
     edge::traefik::Edge,
     metadata::{Owner, is_controlled_by, is_ignored},
     retry::bounded,
-    watch::Watched,
+    stores::views::{Deployment, Job},
+    watch::{Cached, Watched},
 };
 
 /// Finished Jobs that are kept besides the present ones.
@@ -30,7 +33,7 @@ const KEPT_JOBS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Applied {
     /// The Deployment, if there is one.
-    pub deployment: Option<Deployment>,
+    pub deployment: Option<Arc<Deployment>>,
     /// How far the hooks are.
     pub hooks: HookState,
     /// Children that exist, sorted.
@@ -107,7 +110,8 @@ pub async fn fence(
 /// # Errors
 /// When it cannot be written.
 pub async fn protect(ctx: &Context, owner: &Owner, policy: &NetworkPolicy) -> Result<(), Error> {
-    Writer::new(ctx, owner).apply(&ctx.stores.network_policies, policy).await.map(drop)
+    Writer::new(ctx, owner).apply(&ctx.stores.network_policies, policy).await?;
+    Ok(())
 }
 
 /// Applies every child in an order in which nothing refers to what is not
@@ -200,19 +204,24 @@ impl<'a> Writer<'a> {
         }
     }
 
-    async fn apply<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
+    /// Returns the object as it is then.
+    async fn apply<K: Child, L: Live<K>>(
+        &mut self,
+        cache: &Watched<L>,
+        desired: &K,
+    ) -> Result<Option<Arc<L>>, Error> {
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
         if live.is_none() {
             self.owner_is_there().await?;
         }
         self.exists(desired);
-        match (self.ctx.applier.apply(live.as_deref(), desired).await, live) {
+        match self.ctx.applier.apply(live.as_deref(), desired).await {
             // The other children do not wait for the end of the dispute.
-            (Err(dispute @ Error::ForeignManager { .. }), Some(live)) => {
+            Err(dispute @ Error::ForeignManager { .. }) if live.is_some() => {
                 self.foreign.push(dispute.to_string());
-                Ok((*live).clone())
+                Ok(live)
             }
-            (result, _) => result,
+            answer => Ok(answer?.map(Arc::new).or(live)),
         }
     }
 
@@ -254,24 +263,26 @@ impl<'a> Writer<'a> {
     }
 
     /// For children that protect nothing: a team may take them into its own hands.
-    async fn apply_unless_ignored<K: Child>(&mut self, cache: &Watched<K>, desired: &K) -> Result<K, Error> {
+    async fn apply_unless_ignored<K: Child, L: Live<K>>(
+        &mut self,
+        cache: &Watched<L>,
+        desired: &K,
+    ) -> Result<(), Error> {
         let uid = desired.owner_references().first().map(|owner| owner.uid.clone()).unwrap_or_default();
         let live = cache.get(&desired.namespace().unwrap_or_default(), &desired.name_any());
         match live.filter(|live| is_ignored(&**live) && is_controlled_by(&**live, &uid)) {
-            Some(live) => {
-                self.ignore(&*live);
-                Ok((*live).clone())
-            }
-            None => self.apply(cache, desired).await,
+            Some(live) => self.ignore(&*live),
+            None => drop(self.apply(cache, desired).await?),
         }
+        Ok(())
     }
 
-    fn ignore<K: Child>(&mut self, live: &K) {
+    fn ignore<K: Cached>(&mut self, live: &K) {
         self.exists(live);
         self.ignored.push(format!("{} {}", K::kind(&()), live.name_any()));
     }
 
-    fn exists<K: Child>(&mut self, object: &K) {
+    fn exists<K: Cached>(&mut self, object: &K) {
         self.inventory.push(InventoryItem {
             api_version: K::api_version(&()).into_owned(),
             kind: K::kind(&()).into_owned(),
@@ -284,7 +295,7 @@ impl<'a> Writer<'a> {
     async fn workload(
         &mut self,
         workload: Option<&Workload>,
-    ) -> Result<(HookState, Option<Deployment>), Error> {
+    ) -> Result<(HookState, Option<Arc<Deployment>>), Error> {
         let owner = self.owner;
         let cache = &self.ctx.stores.deployments;
         let running = cache
@@ -293,23 +304,22 @@ impl<'a> Writer<'a> {
         // A hook prepares what the Deployment is about to become.
         if let Some(running) = running.as_ref().filter(|live| is_ignored(&***live)) {
             self.ignore(&**running);
-            return Ok((HookState::Done, Some((**running).clone())));
+            return Ok((HookState::Done, Some(running.clone())));
         }
         let state = match workload {
             None => HookState::Held,
             Some(workload) => self.hooks(&workload.hooks).await?,
         };
         if let (HookState::Done, Some(workload)) = (&state, workload) {
-            let deployment = self.apply(cache, &workload.deployment).await?;
-            return Ok((state, Some(deployment)));
+            return Ok((state, self.apply(cache, &workload.deployment).await?));
         }
         if let Some(running) = &running {
             self.exists(&**running);
         }
-        Ok((state, running.map(|running| (*running).clone())))
+        Ok((state, running))
     }
 
-    async fn hooks(&mut self, jobs: &[Job]) -> Result<HookState, Error> {
+    async fn hooks(&mut self, jobs: &[batch::Job]) -> Result<HookState, Error> {
         let owner = self.owner;
         for job in jobs {
             let name = job.name_any();
@@ -337,10 +347,7 @@ impl<'a> Writer<'a> {
         Ok(HookState::Done)
     }
 
-    async fn prune<K>(&self, cache: &Watched<K>) -> Result<(), Error>
-    where
-        K: Child,
-    {
+    async fn prune<K: Namespaced>(&self, cache: &Watched<K>) -> Result<(), Error> {
         let kind = K::kind(&());
         for object in mine(cache, self.owner) {
             let is_rendered = |item: &InventoryItem| item.kind == kind && item.name == object.name_any();
@@ -351,7 +358,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    async fn prune_unless_ignored<K: Child>(&mut self, cache: &Watched<K>) -> Result<(), Error> {
+    async fn prune_unless_ignored<K: Namespaced>(&mut self, cache: &Watched<K>) -> Result<(), Error> {
         for object in mine(cache, self.owner).iter().filter(|object| is_ignored(&***object)) {
             if !self.inventory.iter().any(|item| item.kind == K::kind(&()) && item.name == object.name_any())
             {
@@ -377,10 +384,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Children of `owner` in the cache.
-fn mine<K>(cache: &Watched<K>, owner: &Owner) -> Vec<std::sync::Arc<K>>
-where
-    K: Child,
-{
+fn mine<K: Cached>(cache: &Watched<K>, owner: &Owner) -> Vec<Arc<K>> {
     cache.controlled_by(&owner.reference.uid)
 }
 
@@ -391,7 +395,7 @@ enum Progress {
 }
 
 fn progress(job: &Job) -> Progress {
-    let conditions = job.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let conditions = job.status.conditions.iter().flatten();
     for condition in conditions.filter(|condition| condition.status == "True") {
         match condition.type_.as_str() {
             "Complete" => return Progress::Succeeded,

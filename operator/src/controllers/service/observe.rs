@@ -15,7 +15,7 @@ use peristyle_crds::{
 };
 
 use super::{
-    peers, references,
+    named, peers, references,
     references::Reference,
     validate::{DEFAULT_PORT, access::Peer, ports},
 };
@@ -217,13 +217,11 @@ impl DatabaseView {
 }
 
 fn callers(ctx: &Context, service: &Service) -> Vec<String> {
-    let is_caller = |caller: &Service| {
+    let callers = ctx.stores.services.by(&named::naming(service)).into_iter().filter(|caller| {
         caller.metadata.namespace == service.metadata.namespace
             && caller.metadata.deletion_timestamp.is_none()
-            && peers::depends(caller, service)
-    };
-    let found = ctx.stores.services.store().state_filter(is_caller);
-    let mut names: Vec<String> = found.iter().map(|caller| caller.name_any()).collect();
+    });
+    let mut names: Vec<String> = callers.map(|caller| caller.name_any()).collect();
     names.sort();
     names
 }

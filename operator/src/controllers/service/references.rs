@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::try_join_all;
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{ConfigMap, Secret},
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, ResourceExt, api::ObjectMeta};
 use peristyle_crds::{
     names::{CONFIG_HASH_ANNOTATION, CONFIG_VERSIONS_ANNOTATION},
@@ -20,6 +17,7 @@ use crate::{
     context::Context,
     metadata::{Owner, is_controlled_by},
     retry::bounded,
+    stores::views::Deployment,
 };
 
 /// Key of a Database's Secret that holds the connection URI.
@@ -87,10 +85,10 @@ pub fn required(service: &Service) -> Vec<Reference> {
     distinct.into_iter().collect()
 }
 
-/// Whether the pods read `reference`, required or not.
+/// Secrets and ConfigMaps that the pods read, required or not.
 #[must_use]
-pub fn mentions(service: &Service, reference: &Reference) -> bool {
-    sources(service).iter().any(|source| source.reference == *reference)
+pub fn all(service: &Service) -> BTreeSet<Reference> {
+    sources(service).into_iter().map(|source| source.reference).collect()
 }
 
 /// What the pods read at their start, as annotations of the Deployment.
@@ -160,9 +158,8 @@ pub async fn stamp(
 }
 
 fn recorded(deployment: &Deployment) -> Option<ConfigStamp> {
-    let template = deployment.spec.as_ref()?.template.metadata.as_ref()?;
     Some(ConfigStamp {
-        hash: template.annotations.as_ref()?.get(CONFIG_HASH_ANNOTATION)?.clone(),
+        hash: deployment.spec.template.annotation(CONFIG_HASH_ANNOTATION)?.to_owned(),
         versions: deployment.annotations().get(CONFIG_VERSIONS_ANNOTATION)?.clone(),
     })
 }

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use peristyle_crds::{
     condition::{Reason, types},
     names::{IGNORE_LABEL, SERVICE_LABEL},
@@ -21,6 +20,7 @@ use crate::{
     metadata::{Owner, is_controlled_by},
     reconcile::Outcome,
     retry::{Classified, Consequence, Retry, consequence},
+    stores::views::{Deployment, Pod},
 };
 
 /// How often an object that is left alone is looked at although nothing changed.
@@ -35,7 +35,7 @@ pub fn outcome(
     routes: &Routes,
     applied: &Applied,
 ) -> Outcome<ServiceStatus> {
-    let live = applied.deployment.as_ref();
+    let live = applied.deployment.as_deref();
     let workload = workload(ctx, owner, live, &applied.hooks, &validated.holds);
     let mut status = ServiceStatus {
         url: routes.urls.first().map(|url| url.url.clone()),
@@ -75,12 +75,12 @@ fn workload(
 /// Writes down how many pods there are; `wanted` stands for those of a
 /// Deployment that does not exist.
 fn count(status: &mut ServiceStatus, owner: &Owner, live: Option<&Deployment>, wanted: i32) {
-    let counts = live.and_then(|deployment| deployment.status.clone()).unwrap_or_default();
-    let desired = live.and_then(|deployment| deployment.spec.as_ref()?.replicas).unwrap_or(wanted);
-    let ready = counts.ready_replicas.unwrap_or(0);
+    let counts = live.map(|deployment| &deployment.status);
+    let desired = live.and_then(|deployment| deployment.spec.replicas).unwrap_or(wanted);
+    let ready = counts.and_then(|counts| counts.ready_replicas).unwrap_or(0);
     let selector = owner.selector();
     let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    status.replicas = Some(counts.replicas.unwrap_or(0));
+    status.replicas = Some(counts.and_then(|counts| counts.replicas).unwrap_or(0));
     status.ready_replicas = Some(ready);
     status.pods = Some(format!("{ready}/{desired}"));
     status.selector = Some(selector.join(","));

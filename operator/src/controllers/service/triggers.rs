@@ -1,30 +1,25 @@
 //! What makes the operator look at a Service again, besides its own changes.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{
     StreamExt,
     stream::{BoxStream, iter},
 };
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use k8s_openapi::api::{core::v1::Secret, discovery::v1::EndpointSlice};
+use kube::{ResourceExt, core::PartialObjectMeta, runtime::reflector::ObjectRef};
 use peristyle_crds::{
     names::{DATABASE_LABEL, SERVICE_LABEL},
-    v1alpha1::{Database, EdgeClass, Service, service::AccessMode},
+    v1alpha1::{EdgeClass, Service},
 };
 
-use super::{
-    evidence::edge_services,
-    observe::SLICE_SERVICE_LABEL,
-    peers,
-    references::{Reference, mentions},
-};
+use super::{evidence::edge_services, named, observe::SLICE_SERVICE_LABEL};
 use crate::{
     auth::{publications::Publications, reach::targets},
     controllers::Reaches,
     edge::claims::ServiceKey,
     stores::Stores,
-    watch::concerned,
+    watch::{Cached, Watched, concerned},
 };
 
 /// All of them.
@@ -52,20 +47,16 @@ pub fn all(
         stores.ingress_routes.owners(SERVICE_LABEL),
         stores.middlewares.owners(SERVICE_LABEL),
         stores.servers_transports.owners(SERVICE_LABEL),
-        stores.databases.concerning(services, uses),
-        concerned(services.spec_changes(), services, |target, service| peers::depends(service, target)),
-        called(stores),
+        naming(stores.databases.changes(), services),
+        naming(services.spec_changes(), services),
+        called(services),
         // A host may have been claimed or given up, or its policy be another one.
         reaches
             .flat_map(|reach| iter(reach.services.iter().map(ServiceKey::reference).collect::<Vec<_>>()))
             .boxed(),
-        stores.secrets.concerning(services, |secret, service| {
-            is_local(secret, service)
-                && (mentions(service, &Reference::Secret(secret.name_any())) || reads(service, secret))
-        }),
-        stores.config_maps.concerning(services, |map, service| {
-            is_local(map, service) && mentions(service, &Reference::ConfigMap(map.name_any()))
-        }),
+        naming(stores.secrets.changes(), services),
+        holding_credentials(stores),
+        naming(stores.config_maps.changes(), services),
         exposed(stores.auth_classes.spec_changes().map(drop).boxed()),
         // Of a policy that is gone it was told what it targeted.
         publications
@@ -91,39 +82,50 @@ fn is_of_an_edge(classes: &[Arc<EdgeClass>], slice: &EndpointSlice, name: &str) 
     classes.iter().any(|class| edge_services(class, &system).contains(name))
 }
 
-fn is_local<K: kube::Resource>(object: &K, service: &Service) -> bool {
-    object.meta().namespace == service.metadata.namespace
-}
-
 fn is_exposed(service: &Service) -> bool {
     !service.spec.expose.is_empty()
 }
 
-fn uses(database: &Database, service: &Service) -> bool {
-    let name = database.name_any();
-    is_local(database, service) && service.spec.databases.iter().any(|binding| binding.database == name)
+/// Services that name a changed object.
+fn naming<K: Cached>(
+    changes: BoxStream<'static, Arc<K>>,
+    services: &Watched<Service>,
+) -> BoxStream<'static, ObjectRef<Service>> {
+    let services = services.clone();
+    let naming = move |object: Arc<K>| iter(references(&services.by(&named::naming(&*object))));
+    changes.flat_map(naming).boxed()
 }
 
-/// Whether `secret` holds credentials of a Database that `service` binds.
-fn reads(service: &Service, secret: &impl kube::Resource) -> bool {
-    let label = secret.meta().labels.as_ref().and_then(|labels| labels.get(DATABASE_LABEL));
-    label.is_some_and(|name| service.spec.databases.iter().any(|binding| binding.database == *name))
+/// Services that bind the Database whose credentials a changed Secret holds.
+fn holding_credentials(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
+    let services = stores.services.clone();
+    let binding = move |secret: Arc<PartialObjectMeta<Secret>>| {
+        let namespace = secret.namespace().unwrap_or_default();
+        let database = secret.labels().get(DATABASE_LABEL);
+        let found = database.map(|database| services.by(&named::bound(&namespace, database)));
+        iter(references(&found.unwrap_or_default()))
+    };
+    stores.secrets.changes().flat_map(binding).boxed()
 }
 
-/// Services whose NetworkPolicy lists a changed Service of the namespace
-/// although it does not call them any more, or the other way round.
-fn called(stores: &Stores) -> BoxStream<'static, ObjectRef<Service>> {
-    let policies = stores.network_policies.store().clone();
-    let present = stores.services.store().clone();
-    concerned(stores.services.spec_changes(), &stores.services, move |changed, service| {
-        if !is_local(&**changed, service) || service.spec.access_mode() == AccessMode::Open {
-            return false;
-        }
-        let live = present.get(&ObjectRef::from_obj(&**changed));
-        let is_caller = live
-            .is_some_and(|live| live.metadata.deletion_timestamp.is_none() && peers::depends(&live, service));
-        let namespace = service.namespace().unwrap_or_default();
-        let policy = policies.get(&ObjectRef::new(&service.name_any()).within(&namespace));
-        policy.is_some_and(|policy| peers::lists(&policy, &changed.name_any())) != is_caller
-    })
+/// Services that another one of their namespace begins or ceases to call: their
+/// NetworkPolicy lists it.
+fn called(services: &Watched<Service>) -> BoxStream<'static, ObjectRef<Service>> {
+    let calls = |service: &Service| {
+        let is_leaving = service.metadata.deletion_timestamp.is_some();
+        if is_leaving { BTreeSet::new() } else { named::dependencies(service) }
+    };
+    let news = services.news(calls).map(|(caller, calls)| {
+        let mut targets: Vec<ServiceKey> = match &calls[..] {
+            [before, now] => before.symmetric_difference(now).cloned().collect(),
+            one => one.iter().flatten().cloned().collect(),
+        };
+        targets.retain(|target| Some(&target.namespace) == caller.metadata.namespace.as_ref());
+        targets
+    });
+    news.flat_map(iter).map(|target| target.reference()).boxed()
+}
+
+fn references(services: &[Arc<Service>]) -> Vec<ObjectRef<Service>> {
+    services.iter().map(|service| ObjectRef::from_obj(&**service)).collect()
 }

@@ -6,16 +6,16 @@
 
 pub mod cause;
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, DeploymentCondition, DeploymentStatus},
-    core::v1::Pod,
-};
+use k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus};
 use kube::ResourceExt;
 use peristyle_crds::condition::{Reason, types};
 
 use self::cause::{Cause, Weight};
 use super::apply::HookState;
-use crate::conditions::{Finding, State};
+use crate::{
+    conditions::{Finding, State},
+    stores::views::{Deployment, Pod},
+};
 
 const CONDITION: &str = types::WORKLOAD_AVAILABLE;
 
@@ -78,17 +78,17 @@ pub fn finding(
 }
 
 /// What the Deployment controller says.
-struct Progress {
+struct Progress<'a> {
     desired: i32,
-    status: DeploymentStatus,
+    status: &'a DeploymentStatus,
     is_observed: bool,
 }
 
-impl Progress {
-    fn of(deployment: &Deployment) -> Self {
-        let status = deployment.status.clone().unwrap_or_default();
+impl<'a> Progress<'a> {
+    fn of(deployment: &'a Deployment) -> Self {
+        let status = &deployment.status;
         Self {
-            desired: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+            desired: deployment.spec.replicas.unwrap_or(1),
             is_observed: status.observed_generation >= deployment.metadata.generation,
             status,
         }
@@ -127,10 +127,8 @@ impl Progress {
 
 /// What the pods run, which is not what the spec says while they are held back.
 fn image(deployment: &Deployment) -> &str {
-    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    let name = deployment.metadata.name.as_deref();
-    let main = pod.and_then(|pod| pod.containers.iter().find(|c| Some(c.name.as_str()) == name));
-    main.and_then(|container| container.image.as_deref()).unwrap_or_default()
+    let main = deployment.metadata.name.as_deref().unwrap_or_default();
+    deployment.spec.template.image(main).unwrap_or_default()
 }
 
 fn running(deployment: &Deployment, pods: &[&Pod]) -> Finding {

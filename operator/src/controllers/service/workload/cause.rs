@@ -2,11 +2,13 @@
 
 use std::sync::LazyLock;
 
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
 use peristyle_crds::condition::Reason;
 use regex::Regex;
 use serde_json::Value;
+
+use crate::stores::views::Pod;
 
 /// Longest part of a log line that reaches a status.
 const LINE: usize = 200;
