@@ -94,6 +94,14 @@ pub fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
     object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
+/// Whether `version` of an object was before another one. Versions of one kind
+/// can be compared as numbers (KEP-5504).
+#[must_use]
+pub fn is_older(version: Option<&str>, than: Option<&str>) -> bool {
+    let number = |version: Option<&str>| version.and_then(|version| version.parse::<u128>().ok());
+    number(version).zip(number(than)).is_some_and(|(version, than)| version < than)
+}
+
 /// Whether `object` belonged to an object of the owner's name that is gone,
 /// since there is another now; the cluster has only not cleared it away yet.
 #[must_use]

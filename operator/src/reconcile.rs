@@ -364,7 +364,7 @@ where
     }
     let object_uid = object.meta().uid.as_deref().unwrap_or_default();
     let (key, namespace) = (key(object), object.namespace());
-    ctx.unseen.begin(&key, object.meta());
+    ctx.unseen.begin(&key);
     let written =
         patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await;
     let has_news = match written {

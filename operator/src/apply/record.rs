@@ -4,6 +4,7 @@ use kube::Resource;
 use sha2::{Digest, Sha256};
 
 use super::{Child, Error, key, ownership};
+use crate::metadata::is_older;
 
 /// What the last apply of an object sent and what the server made of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -42,11 +43,9 @@ impl Record {
     }
 
     /// Whether the cache, which has `live`, does not show yet what was applied.
-    /// Versions of one kind can be compared as numbers (KEP-5504).
     pub fn is_ahead_of(&self, live: Option<&impl Resource>) -> bool {
-        let number = |version: Option<&str>| version.and_then(|version| version.parse::<u128>().ok());
-        let shown = live.map_or(Some(0), |live| number(live.meta().resource_version.as_deref()));
-        number(self.version.as_deref()).zip(shown).is_some_and(|(applied, shown)| applied > shown)
+        let shown = live.map_or(Some("0"), |live| live.meta().resource_version.as_deref());
+        is_older(shown, self.version.as_deref())
     }
 }
 

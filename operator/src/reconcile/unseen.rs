@@ -9,19 +9,19 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
 
+use crate::metadata::is_older;
+
 /// The last write of a status for each object.
 ///
-/// A pass over the version before it would not know of the write: it would
+/// A pass over an older version would not know of the write: it would
 /// write the status once more, with other times, and tell of the same
 /// transition again. The event of the write brings nothing that is not known
 /// and makes no pass, unless one waits for it.
 #[derive(Debug, Default)]
 pub struct Unseen(Mutex<HashMap<String, Write>>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Write {
-    /// The version in the cache when it began.
-    before: Option<String>,
     /// The version that it made, once the reply has come.
     after: Option<String>,
     /// The version that the cache got last since it began.
@@ -31,11 +31,10 @@ struct Write {
 }
 
 impl Unseen {
-    /// A pass over the object `key`, as it is in `seen`, is about to write its status.
-    /// What comes into the cache before the reply waits for it: it may be that very write.
-    pub fn begin(&self, key: &str, seen: &ObjectMeta) {
-        let before = seen.resource_version.clone();
-        self.lock().insert(key.to_owned(), Write { before, after: None, seen: None, is_news: false });
+    /// A pass over the object `key` is about to write its status. What comes into
+    /// the cache before the reply waits for it: it may be that very write.
+    pub fn begin(&self, key: &str) {
+        self.lock().insert(key.to_owned(), Write::default());
     }
 
     /// The status was written and the object is `written`. Whether the pass over
@@ -47,8 +46,7 @@ impl Unseen {
         // A list after a gap may bring what others wrote meanwhile with this very version.
         write.is_news = !is_same_but_for_status(seen, written);
         let came = write.seen.is_some() && (write.is_news || write.seen != write.after);
-        // A write that changed nothing makes no event.
-        if write.after.is_none() || write.after == write.before {
+        if write.after.is_none() {
             writes.remove(key);
         }
         came
@@ -67,11 +65,11 @@ impl Unseen {
     }
 
     /// What a pass over `version` of the object `key` does instead, if that is
-    /// as it was before the last write.
+    /// older than the last write.
     pub fn instead(&self, key: &str, version: Option<&str>) -> Option<Action> {
         let mut writes = self.lock();
         let write = writes.get_mut(key)?;
-        if write.before.as_deref() != version {
+        if !is_older(version, write.after.as_deref()) {
             // The cache may have what was written before its event has been told.
             if write.after.as_deref() != version {
                 writes.remove(key);
@@ -126,7 +124,7 @@ mod tests {
     const WAITS: Option<Action> = Some(Action::await_change());
 
     fn write(unseen: &Unseen, key: &str, seen: &ObjectMeta, written: &ObjectMeta) -> bool {
-        unseen.begin(key, seen);
+        unseen.begin(key);
         unseen.wrote(key, seen, written)
     }
 
@@ -147,7 +145,7 @@ mod tests {
         write(&unseen, "a", &meta("1"), &meta("1"));
         write(&unseen, "b", &meta("1"), &ObjectMeta::default());
         assert!(["a", "b"].iter().all(|key| unseen.instead(key, Some("1")).is_none()));
-        assert!(unseen.lock().is_empty());
+        assert!(!unseen.is_known("b", Some("2")), "nobody knows what it made");
     }
 
     #[test]
@@ -179,20 +177,22 @@ mod tests {
     #[test]
     fn an_event_that_is_faster_than_the_reply_is_known_if_it_is_that_of_the_write() {
         let unseen = Unseen::default();
-        unseen.begin("a", &meta("1"));
+        unseen.begin("a");
         assert!(unseen.is_known("a", Some("2")), "it waits for the reply");
         assert!(!unseen.wrote("a", &meta("1"), &meta("2")));
         assert_eq!(unseen.instead("a", Some("2")), None);
 
-        unseen.begin("a", &meta("2"));
+        unseen.begin("a");
         assert!(unseen.is_known("a", Some("3")), "somebody else wrote, it waits all the same");
         assert!(unseen.wrote("a", &meta("2"), &meta("4")), "nobody would look at it");
+        assert_eq!(unseen.instead("a", Some("3")), WAITS, "it has not the status that was written");
+        assert!(!unseen.is_known("a", Some("4")), "nobody would come back");
 
-        unseen.begin("a", &meta("4"));
+        unseen.begin("a");
         assert!(unseen.is_known("a", Some("5")));
         assert!(unseen.wrote("a", &meta("4"), &meta("4")), "nor here, where the write changed nothing");
 
-        unseen.begin("a", &meta("5"));
+        unseen.begin("a");
         let mut written = meta("7");
         written.generation = Some(2);
         assert!(unseen.is_known("a", Some("7")));
@@ -202,11 +202,11 @@ mod tests {
     #[test]
     fn an_event_after_a_write_without_a_reply_is_news() {
         let unseen = Unseen::default();
-        unseen.begin("a", &meta("1"));
+        unseen.begin("a");
         assert!(!unseen.failed("a"));
         assert!(!unseen.is_known("a", Some("2")));
 
-        unseen.begin("a", &meta("2"));
+        unseen.begin("a");
         assert!(unseen.is_known("a", Some("3")));
         assert!(unseen.failed("a"), "nobody would look at it");
     }
