@@ -43,7 +43,7 @@ async fn reconcile(class: Arc<EdgeClass>, ctx: Arc<Context>) -> Result<Outcome<E
     // Of Services that are gone nothing is known any more.
     ctx.proofs.retain(|service, uid| {
         let live = ctx.stores.services.get(&service.namespace, &service.name);
-        live.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid))
+        live.is_some_and(|live| uid.is_none_or(|uid| live.metadata.uid.as_deref() == Some(uid)))
     });
     let classes = ctx.stores.edge_classes.store().state();
     let routes = routes(&class, services.iter().map(|s| &**s), &classes);

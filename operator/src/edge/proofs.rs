@@ -4,10 +4,11 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::{StreamExt, stream::BoxStream};
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::{claims::ServiceKey, patience::Patience};
@@ -15,6 +16,10 @@ use super::{claims::ServiceKey, patience::Patience};
 /// Changes that a slow controller may be behind; older ones are told by the
 /// next look at everything.
 const BUFFER: usize = 1024;
+
+/// How long an edge may go on with an object that is gone. Traefik gathers
+/// changes for 2 s (`providersThrottleDuration`).
+const LAG: Duration = Duration::from_secs(3);
 
 /// What a call without credentials came to.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -53,12 +58,29 @@ pub struct Known {
     pub waits: u32,
 }
 
+/// The object that has the name of a route.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Object {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// The last object of a name, and since when it is there if it followed another one.
+#[derive(Debug)]
+struct Last {
+    uid: String,
+    since: Option<Instant>,
+}
+
 /// What is known of all routes.
 #[derive(Debug)]
 pub struct Proofs {
     /// How long edges may take to answer.
     pub patience: Patience,
     services: Mutex<HashMap<ServiceKey, Known>>,
+    objects: Mutex<HashMap<ServiceKey, HashMap<String, Last>>>,
     changes: broadcast::Sender<ServiceKey>,
 }
 
@@ -67,6 +89,7 @@ impl Default for Proofs {
         Self {
             patience: Patience::default(),
             services: Mutex::default(),
+            objects: Mutex::default(),
             changes: broadcast::channel(BUFFER).0,
         }
     }
@@ -95,9 +118,35 @@ impl Proofs {
         }
     }
 
-    /// Forgets all Services but those that exist, by UID.
-    pub fn retain(&self, exists: impl Fn(&ServiceKey, &str) -> bool) {
-        self.lock().retain(|service, known| exists(service, &known.uid));
+    /// For how long from `now` what an edge shows of the routes of a Service may
+    /// be of objects before these. An edge may have loaded one that is gone, and
+    /// then lose it before it loads the one that followed: by name and content
+    /// both are the same.
+    #[must_use]
+    pub fn may_be_of_others(
+        &self,
+        service: &ServiceKey,
+        objects: &[Object],
+        now: Instant,
+    ) -> Option<Duration> {
+        let mut services = lock(&self.objects);
+        let known = services.entry(service.clone()).or_default();
+        let mut longest = None;
+        for Object { name, uid } in objects {
+            let last = known.entry(name.clone()).or_insert_with(|| Last { uid: uid.clone(), since: None });
+            if last.uid != *uid {
+                *last = Last { uid: uid.clone(), since: Some(now) };
+            }
+            let left = last.since.map(|since| LAG.saturating_sub(now.duration_since(since)));
+            longest = longest.max(left.filter(|left| !left.is_zero()));
+        }
+        longest
+    }
+
+    /// Forgets all Services but those that exist, by name and UID.
+    pub fn retain(&self, exists: impl Fn(&ServiceKey, Option<&str>) -> bool) {
+        self.lock().retain(|service, known| exists(service, Some(&known.uid)));
+        lock(&self.objects).retain(|service, _| exists(service, None));
     }
 
     /// The proofs of all routes that enforce the rules of this hash, of Services
@@ -118,9 +167,13 @@ impl Proofs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ServiceKey, Known>> {
-        // A panic of another thread leaves nothing half done in this map.
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.services)
     }
+}
+
+/// A panic of another thread leaves nothing half done in what is here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -168,7 +221,22 @@ mod tests {
         let is_new = |_: &ServiceKey, uid: &str| uid == "new";
         assert!(proofs.of_rules("1", is_new).is_empty() && proofs.of(&key("a"), "new").is_none());
         assert!(proofs.of(&key("a"), "old").is_some());
-        proofs.retain(is_new);
+        proofs.retain(|_, uid| uid.is_none_or(|uid| uid == "new"));
         assert!(proofs.of(&key("a"), "old").is_none(), "it is kept for ever");
+    }
+
+    #[test]
+    fn what_an_edge_shows_soon_after_a_route_was_made_anew_may_be_that_before_it() {
+        let (proofs, begin) = (Proofs::default(), Instant::now());
+        let at = |uid: &str, seconds: u64| {
+            let object = Object { name: "way".to_owned(), uid: uid.to_owned() };
+            let left = proofs.may_be_of_others(&key("a"), &[object], begin + Duration::from_secs(seconds));
+            left.map_or(0, |left| left.as_secs())
+        };
+        assert_eq!([at("1", 0), at("1", 1)], [0, 0], "the first of its name");
+        assert_eq!([at("2", 2), at("2", 4), at("2", 5), at("2", 6)], [3, 1, 0, 0]);
+        assert_eq!(at("3", 7), 3, "once more");
+        proofs.retain(|service, _| *service == key("b"));
+        assert_eq!(at("4", 8), 0, "it is kept for ever");
     }
 }

@@ -11,6 +11,7 @@ use peristyle_crds::{
     v1alpha1::{EdgeClass, Service},
 };
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::{observe::SLICE_SERVICE_LABEL, route::Routes};
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     context::Context,
     edge::{
         claims::ServiceKey,
-        proofs::{Known, Proof, Verdict},
+        proofs::{Known, Object, Proof, Verdict},
         route::{Guard, Route},
         traefik::{
             Edge,
@@ -53,7 +54,7 @@ pub async fn gather(
         return None;
     }
     let look = Look { ctx, owner, edge };
-    let Some(mark) = look.mark(routes, &classes) else {
+    let Some(Published { mark, objects }) = look.published(routes, &classes) else {
         // The event that brings the rest of them into the cache comes back here.
         routes.problems.push(waiting(Reason::PropagatingRoutes, "the routes are being published".to_owned()));
         return None;
@@ -72,8 +73,18 @@ pub async fn gather(
     let status = service.status.clone().unwrap_or_default();
     // What was said before the operator restarted is said until it is known better.
     let was_programmed = is_true(&status.conditions, types::ROUTES_PROGRAMMED, service.metadata.generation);
+    let of_others = ctx.proofs.may_be_of_others(&key, &objects, Instant::now());
+    let mut settles = None;
     for class in &classes {
         match ctx.proofs.patience.ask(&class.name_any(), look.loaded(class, &ready)).await {
+            Ok(Ok(_))
+                if let Some(left) = of_others
+                    && api_url(class).is_some() =>
+            {
+                settles = Some(left);
+                let what = "Traefik may still have the routes before these, which are gone";
+                problems.push(waiting(Reason::PropagatingRoutes, what.to_owned()));
+            }
             Ok(Ok(servers)) => known.servers.extend(servers),
             Ok(Err(problem)) | Err(problem) => problems.push(waiting(Reason::PropagatingRoutes, problem)),
         }
@@ -95,7 +106,7 @@ pub async fn gather(
     }
     let again = (is_unknown || !problems.is_empty()).then(|| {
         known.waits = before.waits + 1;
-        jitter(POLL.0.saturating_mul(1 << before.waits.min(10)).min(POLL.1))
+        settles.unwrap_or_else(|| jitter(POLL.0.saturating_mul(1 << before.waits.min(10)).min(POLL.1)))
     });
     routes.problems.extend(problems);
     ctx.proofs.replace(&key, Some(known));
@@ -162,6 +173,14 @@ fn addresses(slices: &Watched<EndpointSlice>, namespace: &str, service: &str) ->
     addresses
 }
 
+/// What of the edge's objects is in the caches.
+struct Published {
+    /// A hash of all that the evidence depends on.
+    mark: String,
+    /// The routes.
+    objects: Vec<Object>,
+}
+
 struct Look<'a> {
     ctx: &'a Context,
     owner: &'a Owner,
@@ -169,18 +188,19 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// A hash of all that the evidence depends on; `None` while the caches do
-    /// not show every object of the edge.
-    fn mark(&self, routes: &Routes, classes: &[Arc<EdgeClass>]) -> Option<String> {
+    /// `None` while the caches do not show every object of the edge.
+    fn published(&self, routes: &Routes, classes: &[Arc<EdgeClass>]) -> Option<Published> {
         let mut hasher = Sha256::new();
         let mut add = |text: &str| {
             hasher.update(text);
             hasher.update([0]);
         };
         let stores = &self.ctx.stores;
+        let mut objects = Vec::new();
         for route in self.edge.routes() {
             let live = stores.ingress_routes.get(&self.owner.namespace, &route.name_any())?;
             add(&live.resource_version()?);
+            objects.push(Object { name: live.name_any(), uid: live.uid()? });
         }
         for middleware in &self.edge.middlewares {
             let live = stores.middlewares.get(&self.owner.namespace, &middleware.name_any())?;
@@ -197,7 +217,7 @@ impl Look<'_> {
                 add(&format!("{:?}", addresses(slices, system, &service)));
             }
         }
-        Some(hex::encode(hasher.finalize()))
+        Some(Published { mark: hex::encode(hasher.finalize()), objects })
     }
 
     /// Host and port of every ready pod of the workload, as the edge writes them.
