@@ -1,5 +1,6 @@
 //! The one loop of all controllers: queue, reconcile, status, retry.
 
+mod status;
 mod unreadable;
 pub mod unseen;
 
@@ -11,30 +12,26 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, stream::BoxStream};
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Resource, ResourceExt,
-    api::{Patch, PatchParams, Request},
     runtime::{
         controller::{self, Action},
         reflector::ObjectRef,
     },
 };
 use peristyle_crds::{
-    FIELD_MANAGER,
     condition::{Reason, types},
     v1alpha1::Reported,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use tracing::Instrument;
 
 use crate::{
     backoff::{delay, jitter, respite},
     client,
-    conditions::{self, Finding},
+    conditions::Finding,
     context::Context,
-    retry::{self, Class, Classified, Consequence, Retry, bounded, consequence},
+    retry::{self, Class, Classified, Consequence, Retry, consequence},
     telemetry,
     watch::Watched,
 };
@@ -72,14 +69,6 @@ where
     K: Reported + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
     K::Status: DeserializeOwned,
 {
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("failed to write the status: {source}")]
-struct StatusError {
-    source: Box<kube::Error>,
-    /// News of the object came meanwhile and waited.
-    has_news: bool,
 }
 
 /// Runs the controller of `K` until the process ends.
@@ -138,7 +127,7 @@ pub async fn run_closing<K, C, Closed, F, Fut, E>(
         let (close, reconcile) = (close.clone(), reconcile.clone());
         async move { pass(object, ctx, close, reconcile).await }.boxed()
     };
-    let retry = |object: Arc<K>, error: &StatusError, ctx: Arc<Context>| {
+    let retry = |object: Arc<K>, error: &status::Error, ctx: Arc<Context>| {
         let key = key(&*object);
         tracing::warn!(object = %key, %error, "retrying");
         let generation = object.meta().generation;
@@ -174,7 +163,7 @@ async fn pass<K, C, Closed, F, Fut, E>(
     ctx: Arc<Context>,
     close: C,
     reconcile: F,
-) -> Result<Action, StatusError>
+) -> Result<Action, status::Error>
 where
     K: Root,
     K::Status: DeserializeOwned,
@@ -234,7 +223,7 @@ where
             }
         };
         let has_news = match outcome {
-            Some(outcome) => write_status(&*object, &ctx, outcome).await?,
+            Some(outcome) => status::write(&*object, &ctx, outcome).await?,
             None => false,
         };
         if failures == 0 {
@@ -328,94 +317,6 @@ impl Failure {
 /// The last status with one finding that says what went wrong.
 fn failed<K: Reported>(object: &K, finding: Finding) -> Outcome<K::Status> {
     Outcome::new(object.reported().cloned().unwrap_or_default(), vec![finding])
-}
-
-#[derive(Serialize, Debug)]
-#[serde(rename_all = "camelCase")]
-struct StatusPatch<'a, S> {
-    api_version: &'a str,
-    kind: &'a str,
-    metadata: Identity<'a>,
-    status: &'a S,
-}
-
-/// An object that was deleted and made anew meanwhile must not get this status.
-#[derive(Serialize, Debug)]
-struct Identity<'a> {
-    uid: &'a str,
-}
-
-/// Writes the status if it differs, and tells of a transition by an event.
-/// Whether there is news of the object that came meanwhile and waited.
-async fn write_status<K>(object: &K, ctx: &Context, outcome: Outcome<K::Status>) -> Result<bool, StatusError>
-where
-    K: Root,
-    K::Status: DeserializeOwned,
-{
-    let stored = object.reported();
-    let previous = stored.map(K::conditions).unwrap_or_default();
-    let generation = object.meta().generation.unwrap_or_default();
-    let mut status = outcome.status;
-    let next = conditions::conditions(previous, &outcome.findings, generation, Timestamp::now());
-    let is_transition = conditions::is_transition(previous, &next);
-    K::set_observed(&mut status, generation, next);
-    if stored == Some(&status) {
-        return Ok(false);
-    }
-    let object_uid = object.meta().uid.as_deref().unwrap_or_default();
-    let (key, namespace) = (key(object), object.namespace());
-    ctx.unseen.begin(&key);
-    let written =
-        patch_status::<K, _>(ctx, namespace.as_deref(), &object.name_any(), object_uid, &status).await;
-    let has_news = match written {
-        Ok(written) => ctx.unseen.wrote(&key, object.meta(), &written),
-        Err(error) => {
-            let has_news = ctx.unseen.failed(&key);
-            return match error {
-                kube::Error::Api(answer) if answer.is_not_found() => Ok(has_news),
-                error => Err(StatusError { source: Box::new(error), has_news }),
-            };
-        }
-    };
-    if is_transition {
-        let finding = conditions::worst(&outcome.findings)
-            .cloned()
-            .unwrap_or_else(|| conditions::good(&outcome.findings));
-        ctx.events.transition(&object.object_ref(&()), &finding).await;
-    }
-    Ok(has_news)
-}
-
-/// Both scopes in one function, which the typed `Api` does not offer. Returns
-/// the object's metadata after the write.
-async fn patch_status<K: Root, S: Serialize + Debug>(
-    ctx: &Context,
-    namespace: Option<&str>,
-    name: &str,
-    uid: &str,
-    status: &S,
-) -> kube::Result<ObjectMeta>
-where
-    K::Status: DeserializeOwned,
-{
-    let patch = StatusPatch {
-        api_version: &K::api_version(&()),
-        kind: &K::kind(&()),
-        metadata: Identity { uid },
-        status,
-    };
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let request = Request::new(K::url_path(&(), namespace))
-        .patch_subresource("status", name, &params, &Patch::Apply(&patch))
-        .map_err(kube::Error::BuildRequest)?;
-    let written: Written = bounded(ctx.client.request(request)).await?;
-    Ok(written.metadata)
-}
-
-/// All that is read of the answer to a write.
-#[derive(Deserialize)]
-struct Written {
-    metadata: ObjectMeta,
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {

@@ -13,7 +13,7 @@ use peristyle_crds::condition::{Condition, Reason, types};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Root, patch_status};
+use super::{Root, status::patch};
 use crate::{
     conditions::{self, Finding},
     context::Context,
@@ -82,7 +82,7 @@ where
     let is_transition = conditions::is_transition(&previous, &next);
     status["observedGeneration"] = json!(generation);
     status["conditions"] = json!(next);
-    patch_status::<K, _>(ctx, namespace, name, meta.uid.as_deref().unwrap_or_default(), &status).await?;
+    patch::<K, _>(ctx, namespace, name, meta.uid.as_deref().unwrap_or_default(), &status).await?;
     if is_transition {
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
